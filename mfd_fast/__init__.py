@@ -1,0 +1,12 @@
+"""Mean Flow Distillation of flow-matching models, with fast rollouts of teacher and auxiliary."""
+
+from mfd_fast.mean_velocity import PairStats as PairStats
+from mfd_fast.mean_velocity import integrate as integrate
+from mfd_fast.mean_velocity import mean_velocity as mean_velocity
+from mfd_fast.mean_velocity import mean_velocity_pair as mean_velocity_pair
+from mfd_fast.types import RolloutStats as RolloutStats
+from mfd_fast.types import SharedBackbone as SharedBackbone
+from mfd_fast.types import Status as Status
+from mfd_fast.types import VelocityField as VelocityField
+
+__version__ = "0.1.0"

@@ -1,0 +1,267 @@
+"""Mean velocities and end states of velocity fields, with an interval of its own for every row of a batch."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfd_fast.guidance import guide
+from mfd_fast.pairing import PairedField, share_backbone
+from mfd_fast.rollout import checks
+from mfd_fast.rollout.execute import Problem, RolloutOptions, execute
+from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
+from mfd_fast.rollout.result import Rollout
+from mfd_fast.solvers import get_solver
+from mfd_fast.types import Condition, RolloutStats, SharedBackbone, Status, VelocityField
+
+
+class PairStats(NamedTuple):
+    """Statistics of `mean_velocity_pair`."""
+
+    teacher: RolloutStats
+    auxiliary: RolloutStats
+
+
+def mean_velocity(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    step_size: float | None = None,
+    steps: int | None = None,
+    solver: str = "euler",
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_evaluations: int | None = None,
+    condition: Condition | None = None,
+    negative_condition: Condition | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    field_dtype: torch.dtype | None = None,
+    runner: str = "auto",
+    differentiable: bool = False,
+    return_stats: bool = False,
+) -> Any:
+    """The mean velocity ``u(x, t, r) = (x(r) - x(t)) / (r - t)`` of the trajectory of ``field`` through ``(x, t)``.
+
+    ``r < t`` and ``r > t`` both work; ``r == t`` gives the velocity. Each row gets what it would get alone.
+
+    Args:
+        field: ``field(x, t, **condition) -> velocity``; it gets t as ``[n]`` float32 (float64 when x is float64).
+        x: ``[B, ...]``, the state at t. The integration runs in float32, or float64 when x is float64.
+        t: start: a number, a 0-d tensor or ``[B]``.
+        r: end: a number, a 0-d tensor or ``[B]``.
+        step_size: fixed-step solvers take ``K = max(1, ceil(|t - r| / step_size - 1e-6))`` equal steps in each row
+            (default 0.02); for adaptive solvers it is the largest step (default: none).
+        steps: the same number of equal steps in every row instead, for any solver.
+        solver: euler, midpoint, heun, ab2, rk4; bosh3 (adaptive); torchdiffeq:<method>.
+        rtol: relative tolerance of adaptive solvers (default 1e-2).
+        atol: absolute tolerance of adaptive solvers (default 1e-2).
+        max_evaluations: ends a row that has used up so many evaluations (a guided one counts as 2).
+        condition: keyword arguments of the field; tensors have leading dimension B, or 1 to be shared by all rows.
+        negative_condition: what guidance pushes away from; names it lacks are taken from ``condition``.
+        guidance_scale: 1.0 is off; a number or ``[B]``.
+        field_dtype: dtype in which the field gets x (default: the dtype of x); its output is cast up.
+        runner: "auto" or "eager", the definition.
+        differentiable: back-propagate through the solver; otherwise the result is a constant.
+        return_stats: also return a `RolloutStats`, and report rows that failed there instead of raising.
+
+    Returns:
+        ``[B, ...]`` in float32 (float64 when x is float64). For a row that ended early it is the mean velocity over the
+        part it covered. With ``return_stats`` a tuple of that and the statistics.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.
+        FloatingPointError: a velocity was not finite (on CUDA raised by a later call; the host never waits).
+        RuntimeError: a row ended early for another reason.
+
+    Source: Mean Flow Distillation, arXiv 2606.11155; the field evaluations are those of its integral.
+    """
+    options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
+    problem = _problem(field, x, t, r, options, condition, negative_condition, guidance_scale)
+    rollout, stats = _run(problem, options, return_stats)
+    return (rollout.mean_velocity, stats) if return_stats else rollout.mean_velocity
+
+
+def integrate(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    step_size: float | None = None,
+    steps: int | None = None,
+    solver: str = "euler",
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_evaluations: int | None = None,
+    condition: Condition | None = None,
+    negative_condition: Condition | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    field_dtype: torch.dtype | None = None,
+    runner: str = "auto",
+    differentiable: bool = False,
+    return_stats: bool = False,
+) -> Any:
+    """The state ``x(r)`` of the trajectory of ``field`` through ``(x, t)``; arguments and errors of `mean_velocity`.
+
+    Returns:
+        ``[B, ...]`` in float32 (float64 when x is float64); for a row that ended early the state it reached. With
+        ``return_stats`` a tuple of that and the statistics.
+    """
+    options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
+    problem = _problem(field, x, t, r, options, condition, negative_condition, guidance_scale)
+    rollout, stats = _run(problem, options, return_stats)
+    end = problem.x + rollout.displacement
+    return (end, stats) if return_stats else end
+
+
+def mean_velocity_pair(
+    teacher: VelocityField,
+    auxiliary: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    step_size: float | None = None,
+    steps: int | None = None,
+    solver: str = "euler",
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_evaluations: int | None = None,
+    condition: Condition | None = None,
+    negative_condition: Condition | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    field_dtype: torch.dtype | None = None,
+    runner: str = "auto",
+    differentiable: bool = False,
+    return_stats: bool = False,
+    auxiliary_solver: str | None = None,
+    auxiliary_step_size: float | None = None,
+) -> Any:
+    """The mean velocities of teacher and auxiliary from the same point, the two terms of Mean Flow Distillation.
+
+    Arguments and errors are those of `mean_velocity`; both fields get ``condition``, only the teacher is guided. Fields
+    that share a backbone (`SharedBackbone`) run as one batch when they take the same fixed steps.
+
+    Args:
+        teacher: the frozen teacher.
+        auxiliary: the field that tracks the student's distribution.
+        x: ``[B, ...]``, the state at t.
+        t: start: a number, a 0-d tensor or ``[B]``.
+        r: end: a number, a 0-d tensor or ``[B]``.
+        auxiliary_solver: solver of the auxiliary (default: ``solver``).
+        auxiliary_step_size: step size of the auxiliary (default: ``step_size``).
+
+    Returns:
+        ``(u_teacher, u_auxiliary)``, ``[B, ...]`` each; with ``return_stats`` a `PairStats` as third element.
+
+    Source: arXiv 2606.11155, the mean velocities of its student objective.
+    """
+    options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
+    other = RolloutOptions(
+        auxiliary_step_size if auxiliary_step_size is not None else step_size,
+        None if auxiliary_step_size is not None else steps,
+        auxiliary_solver or solver,
+        rtol,
+        atol,
+        max_evaluations,
+        field_dtype,
+        runner,
+        differentiable,
+    )
+    first = _problem(teacher, x, t, r, options, condition, negative_condition, guidance_scale)
+    second = _problem(auxiliary, x, t, r, other, condition, None, 1.0)
+    fixed = steps is not None or get_solver(solver).error_order is None
+    if other == options and fixed and max_evaluations is None and share_backbone(teacher, auxiliary):
+        return _run_as_one_batch(teacher, auxiliary, first, second, options, return_stats)
+    teacher_rollout, teacher_stats = _run(first, options, return_stats)
+    auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats)
+    velocities = (teacher_rollout.mean_velocity, auxiliary_rollout.mean_velocity)
+    return (*velocities, PairStats(teacher_stats, auxiliary_stats)) if return_stats else velocities
+
+
+def _problem(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    options: RolloutOptions,
+    condition: Condition | None,
+    negative_condition: Condition | None,
+    guidance_scale: float | Tensor,
+) -> Problem:
+    """The checked arguments of one integration."""
+    if not callable(field):
+        raise TypeError(f"field must be callable as field(x, t, **condition), got {type(field).__name__}")
+    checks.check_x(x)
+    times = checks.check_times(t, r, x, field)
+    field_dtype = checks.resolve_field_dtype(field, x, options.field_dtype)
+    rows = checks.check_condition("condition", condition, x)
+    negative = None if negative_condition is None else checks.check_condition("negative_condition", negative_condition, x)
+    state = x.to(checks.state_dtype(x))
+    guided, arguments, cost = guide(field, rows, negative, guidance_scale, state)
+    return Problem(guided, arguments, state, times, field_dtype, cost)
+
+
+def _run(problem: Problem, options: RolloutOptions, return_stats: bool) -> tuple[Rollout, RolloutStats]:
+    """The rollout and its statistics; without ``return_stats`` a row that failed is an error."""
+    raise_deferred()
+    if problem.x.shape[0] == 0:
+        rows = torch.zeros(0, dtype=torch.int64)
+        return _finish(Rollout(problem.x, problem.x, rows, rows, rows), None, problem, options)
+    rollout = execute(problem, options)
+    bad = bad_rows(rollout)
+    if problem.x.is_cuda and not return_stats:  # pragma: no cover - gpu
+        defer_check(bad)
+        return _finish(rollout, None, problem, options)
+    first_bad = None
+    if bool(bad.any()):
+        rollout = mark_bad_rows(rollout, bad)
+        row = int(bad.nonzero()[0])
+        first_bad = (row, locate(problem, options, row))
+    if not return_stats:
+        _raise_unless_successful(rollout, first_bad)
+    return _finish(rollout, first_bad, problem, options)
+
+
+def _raise_unless_successful(rollout: Rollout, first_bad: tuple[int, float] | None) -> None:
+    hint = "pass return_stats=True to get the other rows and a status for each"
+    if first_bad is not None:
+        row, time = first_bad
+        raise FloatingPointError(f"the field returned NaN or infinity in row {row} at time {time:g}; {hint}")
+    failed = (rollout.status != Status.SUCCESS).nonzero().flatten()
+    if failed.numel():
+        row = int(failed[0])
+        raise RuntimeError(f"row {row} did not reach r: {Status(int(rollout.status[row])).message} ({hint})")
+
+
+def _finish(
+    rollout: Rollout, first_bad: tuple[int, float] | None, problem: Problem, options: RolloutOptions
+) -> tuple[Rollout, RolloutStats]:
+    reason = "asked for" if options.runner == "eager" else "auto: plain PyTorch runs on every device and every field"
+    evaluations = rollout.calls * problem.cost
+    return rollout, RolloutStats(evaluations, rollout.steps, rollout.status, "eager", reason, first_bad)
+
+
+def _run_as_one_batch(
+    teacher: SharedBackbone,
+    auxiliary: SharedBackbone,
+    first: Problem,
+    second: Problem,
+    options: RolloutOptions,
+    return_stats: bool,
+) -> Any:
+    """Both fields of a shared backbone in one integration; see `mfd_fast.pairing`."""
+    both = first._replace(
+        field=PairedField(teacher, auxiliary, guided=first.cost == 2),
+        condition={"teacher": first.condition, "auxiliary": second.condition},
+        x=torch.stack([first.x, second.x], 1),
+        cost=1,
+    )
+    rollout, stats = _run(both, options, return_stats)
+    velocities = rollout.mean_velocity.unbind(1)
+    if not return_stats:
+        return velocities
+    teacher_stats = stats._replace(evaluations=stats.evaluations * first.cost)
+    return (*velocities, PairStats(teacher_stats, stats))

@@ -1,0 +1,107 @@
+"""From checked arguments to a finished rollout: chooses how the steps are controlled and who executes them."""
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfd_fast.rollout.adaptive_steps import integrate_adaptive
+from mfd_fast.rollout.checks import Times
+from mfd_fast.rollout.evaluator import RowEvaluator
+from mfd_fast.rollout.fixed_steps import integrate_fixed
+from mfd_fast.rollout.library import integrate_with_library
+from mfd_fast.rollout.plan import Plan, make_plan
+from mfd_fast.rollout.result import Rollout
+from mfd_fast.solvers import Solver, TorchdiffeqSolver, get_solver
+from mfd_fast.step_control import AdaptiveSteps, FixedSteps
+from mfd_fast.types import Condition, VelocityField
+
+RUNNERS = ("auto", "eager")
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How to integrate; the meaning of each option is in `mfd_fast.mean_velocity`."""
+
+    step_size: float | None = None
+    steps: int | None = None
+    solver: str = "euler"
+    rtol: float | None = None
+    atol: float | None = None
+    max_evaluations: int | None = None
+    field_dtype: torch.dtype | None = None
+    runner: str = "auto"
+    differentiable: bool = False
+
+    def __post_init__(self) -> None:
+        adaptive = get_solver(self.solver).error_order is not None
+        if self.step_size is not None and self.steps is not None:
+            raise ValueError(f"give step_size or steps, not both, got step_size={self.step_size}, steps={self.steps}")
+        if (self.rtol is not None or self.atol is not None) and (not adaptive or self.steps is not None):
+            raise ValueError(
+                f"rtol and atol need an adaptive solver (bosh3, torchdiffeq:dopri5) without steps=, "
+                f"got solver={self.solver!r}, steps={self.steps}"
+            )
+        if self.max_evaluations is not None and self.max_evaluations < 1:
+            raise ValueError(f"max_evaluations must be at least 1, got {self.max_evaluations}")
+        if self.runner not in RUNNERS:
+            close = get_close_matches(str(self.runner), RUNNERS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"runner must be one of {', '.join(RUNNERS)}, got {self.runner!r}{hint}")
+        if adaptive and self.steps is None:
+            self.adaptive_steps()
+        else:
+            FixedSteps(self.step_size, self.steps)
+
+    def adaptive_steps(self) -> AdaptiveSteps:
+        """The step control of an adaptive solver; ``step_size`` is its maximum step."""
+        control = AdaptiveSteps(max_step=self.step_size)
+        given = {name: value for name, value in (("rtol", self.rtol), ("atol", self.atol)) if value is not None}
+        return replace(control, **given)
+
+
+class Problem(NamedTuple):
+    """One integration with everything resolved."""
+
+    field: VelocityField
+    condition: Condition
+    x: Tensor
+    """The state in its own dtype (float32 or float64)."""
+    times: Times
+    field_dtype: torch.dtype
+    cost: int
+    """Network rows that one evaluation of the field computes."""
+
+
+def execute(problem: Problem, options: RolloutOptions) -> Rollout:
+    """Run the eager rollout of ``problem``; rows come back in the caller's order."""
+    x, t, r = problem.x, problem.times.t, problem.times.r
+    solver = get_solver(options.solver)
+    evaluate = RowEvaluator(problem.field, problem.condition, x.shape[0], problem.field_dtype)
+    budget = None if options.max_evaluations is None else options.max_evaluations // problem.cost
+    with torch.set_grad_enabled(options.differentiable and torch.is_grad_enabled()):
+        if isinstance(solver, TorchdiffeqSolver):
+            return _with_library(evaluate, problem, solver, options)
+        if solver.error_order is not None and options.steps is None:
+            return integrate_adaptive(evaluate, x, t, r, solver, options.adaptive_steps(), budget)
+        return integrate_fixed(evaluate, x, t, r, _plan(problem.times, solver, options, budget), solver)
+
+
+def _plan(times: Times, solver: Solver, options: RolloutOptions, budget: int | None) -> Plan:
+    control = FixedSteps(options.step_size, options.steps)
+    return make_plan(control.count(times.host_t, times.host_r), solver, budget)
+
+
+def _with_library(
+    evaluate: RowEvaluator, problem: Problem, solver: TorchdiffeqSolver, options: RolloutOptions
+) -> Rollout:
+    times = problem.times
+    control = options.adaptive_steps()
+    steps = None
+    if solver.error_order is None:
+        steps = int(FixedSteps(options.step_size, options.steps).count(times.host_t, times.host_r).max())
+    return integrate_with_library(
+        evaluate, problem.x, times.t, times.r, solver, steps=steps, rtol=control.rtol, atol=control.atol
+    )

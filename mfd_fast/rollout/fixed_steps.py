@@ -1,0 +1,67 @@
+"""Fixed-step rollouts in plain PyTorch: the definition that faster runners are tested against.
+
+A row that is done is never computed again, and nothing is read back from the device inside the loop.
+"""
+
+import torch
+from torch import Tensor
+
+from mfd_fast.path import expand_times
+from mfd_fast.rollout.evaluator import RowEvaluator
+from mfd_fast.rollout.plan import Plan
+from mfd_fast.rollout.result import Rollout
+from mfd_fast.solvers.base import Solver
+from mfd_fast.types import Status
+
+
+def integrate_fixed(evaluate: RowEvaluator, x: Tensor, t: Tensor, r: Tensor, plan: Plan, solver: Solver) -> Rollout:
+    """Integrate all rows with the steps of ``plan``.
+
+    Args:
+        evaluate: the field; its conditions are in the caller's order of rows.
+        x: ``[B, ...]``, the state at t (float32 or float64).
+        t: ``[B]``, start of each row, in the dtype of x.
+        r: ``[B]``, end of each row, in the dtype of x.
+        plan: steps per row.
+        solver: the solver.
+    """
+    if not plan.in_order:
+        order = plan.order.to(x.device, non_blocking=True)
+        x, t, r = x.index_select(0, order), t.index_select(0, order), r.index_select(0, order)
+        evaluate.select(order)
+    planned, run = (steps.to(x.device, x.dtype, non_blocking=True) for steps in (plan.steps, plan.run))
+    h = (r - t) / planned.clamp(min=1)
+    displacement, velocity = _march(evaluate, x, t, h, plan, solver)
+    covered = torch.where(run == planned, r - t, run * h)
+    mean_velocity = torch.where(
+        expand_times(run == 0, x), velocity, displacement / expand_times(covered.masked_fill(run == 0, 1.0), x)
+    )
+    status = torch.where(plan.run < plan.steps, int(Status.MAX_EVALUATIONS), int(Status.SUCCESS))
+    calls = torch.tensor([max(1, solver.evaluations(steps)) for steps in range(len(plan.live) + 1)])[plan.run]
+    rollout = Rollout(displacement, mean_velocity, calls, plan.run, status)
+    return rollout if plan.in_order else rollout.restore(plan.order)
+
+
+def _march(
+    evaluate: RowEvaluator, x: Tensor, t: Tensor, h: Tensor, plan: Plan, solver: Solver
+) -> tuple[Tensor, Tensor]:
+    """Displacement of all rows and velocity at t, in the order of the plan (longest rows first)."""
+    initial = evaluate(x, t)
+    start, displacement, memory = x, torch.zeros_like(x), None
+    first: Tensor | None = initial
+    done = []
+    for step, live in enumerate(plan.live):
+        if live < x.shape[0]:
+            done.append(displacement[live:])
+            evaluate.keep_first(live)
+            start, x, displacement, t, h = start[:live], x[:live], displacement[:live], t[:live], h[:live]
+            first = None if first is None else first[:live]
+            memory = None if memory is None else memory[:live]
+        now = torch.add(t, h, alpha=step)
+        if first is None:
+            first = evaluate(x, now)
+        increment, first, _, memory = solver.step(evaluate, x, now, h, first, memory)
+        displacement = displacement + increment
+        x = start + displacement
+    done.append(displacement)
+    return torch.cat(done[::-1]), initial

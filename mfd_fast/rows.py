@@ -1,0 +1,78 @@
+"""Rows of conditions: every tensor of a condition travels with the samples of its batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfd_fast.types import Condition
+
+
+def map_tensors(condition: Condition, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A copy of a nested condition with ``function`` applied to each tensor."""
+    return {
+        name: function(value)
+        if isinstance(value, Tensor)
+        else map_tensors(value, function)
+        if isinstance(value, Mapping)
+        else value
+        for name, value in condition.items()
+    }
+
+
+def check_rows(name: str, condition: Condition, rows: int, device: torch.device) -> None:
+    """Raise ValueError unless each tensor of ``condition`` has leading dimension ``rows`` or 1 and is on ``device``."""
+    for key, value in condition.items():
+        if isinstance(value, Mapping):
+            check_rows(f"{name}[{key!r}]", value, rows, device)
+        if not isinstance(value, Tensor):
+            continue
+        if value.dim() == 0 or value.shape[0] not in (1, rows):
+            raise ValueError(
+                f"{name}[{key!r}] must have leading dimension {rows} (one row per sample) or 1 (shared by all rows), "
+                f"got shape {tuple(value.shape)}"
+            )
+        if value.device != device:
+            raise ValueError(f"{name}[{key!r}] must be on the device of x ({device}), got {value.device}")
+
+
+def select_rows(condition: Condition, index: Tensor) -> dict[str, Any]:
+    """The rows ``index`` ``[n]`` of a condition; tensors shared by all rows stay as they are."""
+    return map_tensors(condition, lambda value: value if value.shape[0] == 1 else value.index_select(0, index))
+
+
+def first_rows(condition: Condition, rows: int) -> dict[str, Any]:
+    """The first ``rows`` rows of a condition as views; tensors shared by all rows are expanded."""
+    return map_tensors(
+        condition, lambda value: value.expand(rows, *value.shape[1:]) if value.shape[0] == 1 else value[:rows]
+    )
+
+
+def can_concatenate(conditions: Sequence[Condition]) -> bool:
+    """Whether conditions have the same names and agree in everything but their number of rows."""
+    head = conditions[0]
+    return all(
+        head.keys() == other.keys() and all(_alike(head[name], other[name]) for name in head)
+        for other in conditions[1:]
+    )
+
+
+def concatenate(conditions: Sequence[Condition]) -> dict[str, Any]:
+    """The rows of several conditions (`can_concatenate`) one after the other."""
+    return {
+        name: torch.cat([condition[name] for condition in conditions])
+        if isinstance(value, Tensor)
+        else concatenate([condition[name] for condition in conditions])
+        if isinstance(value, Mapping)
+        else value
+        for name, value in conditions[0].items()
+    }
+
+
+def _alike(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape[1:] == second.shape[1:] and first.dtype == second.dtype
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return can_concatenate([first, second])
+    return first is second or bool(first == second)

@@ -1,0 +1,87 @@
+"""Shared protocols, aliases and result codes. Imports nothing of this package."""
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+Condition = Mapping[str, Any]
+"""Keyword arguments of a velocity field. Tensors have leading dimension B (rows travel with their samples) or 1
+(shared by all rows); mappings may nest; anything else is passed on as it is."""
+
+
+class VelocityField(Protocol):
+    """A velocity: ``field(x, t, **condition) -> velocity``.
+
+    ``x``: ``[B, ...]``; ``t``: ``[B]`` float32 (float64 when x is float64); the result has the shape of ``x``.
+    A field may declare ``time_range = (lo, hi)``; only then are times checked against it.
+    """
+
+    def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class SharedBackbone(Protocol):
+    """A field that is one role of a backbone it shares with other roles.
+
+    Two fields whose ``backbone`` is the same object are evaluated as contiguous groups of one batch:
+    ``field.evaluate_groups([(field, x, t, condition), ...]) -> [velocity, ...]``.
+    """
+
+    @property
+    def backbone(self) -> Any: ...
+
+    def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor: ...
+
+    def evaluate_groups(self, groups: "list[RowGroup]") -> list[Tensor]: ...
+
+
+class RowGroup(NamedTuple):
+    """Contiguous rows of one batch that belong to one field of a shared backbone."""
+
+    field: SharedBackbone
+    x: Tensor
+    t: Tensor
+    condition: Condition
+
+
+class Status(IntEnum):
+    """How the integration of a row ended."""
+
+    SUCCESS = 0
+    MAX_EVALUATIONS = 1
+    STEP_SIZE_UNDERFLOW = 2
+    NON_FINITE = 3
+    RUNNING = 4
+
+    @property
+    def message(self) -> str:
+        """A sentence for people."""
+        return _STATUS_MESSAGES[self]
+
+
+_STATUS_MESSAGES = {
+    Status.SUCCESS: "The end of the interval was reached.",
+    Status.MAX_EVALUATIONS: "max_evaluations was used up before the end of the interval; raise it or loosen rtol/atol.",
+    Status.STEP_SIZE_UNDERFLOW: "The step size fell below the resolution of time; loosen rtol/atol or use float64.",
+    Status.NON_FINITE: "The velocity was not finite.",
+    Status.RUNNING: "The integration is under way.",
+}
+
+
+class RolloutStats(NamedTuple):
+    """What an integration did, row by row."""
+
+    evaluations: Tensor
+    """``[B]`` int64: rows the network computed for this sample; a guided evaluation counts as 2."""
+    steps: Tensor
+    """``[B]`` int64: accepted steps (0 where r == t)."""
+    status: Tensor
+    """``[B]`` int64 of `Status`."""
+    runner: str
+    """The runner that executed the integration."""
+    reason: str
+    """Why that runner was used."""
+    first_bad: tuple[int, float] | None
+    """Row and time of the first velocity that was not finite, or None."""
