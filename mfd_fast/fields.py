@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.path import expand_times
+from mfd_fast.types import RowGroup, SharedBackbone
 
 Network = Callable[..., Tensor]
 
@@ -60,13 +61,39 @@ class from_noise_prediction:  # noqa: N801
 
 
 @dataclass(frozen=True)
-class autocast:  # noqa: N801
-    """A field whose network computes under autocast while states and times stay float32."""
+class Autocast:
+    """A field whose network computes under autocast; see `autocast`."""
 
     field: Network
     dtype: torch.dtype
 
-    def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
         """The velocity ``[B, ...]`` in the dtype the network returns."""
+        # One context for each call: a cast made without gradients must not be reused where gradients are wanted.
         with torch.autocast(x.device.type, dtype=self.dtype):
             return self.field(x, t, **condition)
+
+
+@dataclass(frozen=True)
+class AutocastRole(Autocast):
+    """The same for a role of a shared backbone, which stays one (`mfd_fast.types.SharedBackbone`)."""
+
+    field: SharedBackbone
+
+    @property
+    def backbone(self) -> Any:
+        """The backbone of the wrapped role."""
+        return self.field.backbone
+
+    def evaluate_groups(self, groups: list[RowGroup]) -> list[Tensor]:
+        """Velocities of groups of rows whose fields are autocast roles of this backbone."""
+        inner = [group._replace(field=getattr(group.field, "field", group.field)) for group in groups]
+        with torch.autocast(groups[0].x.device.type, dtype=self.dtype):
+            return self.field.evaluate_groups(inner)
+
+
+def autocast(field: Network, dtype: torch.dtype | None) -> Network:
+    """``field`` with its network under autocast to ``dtype``, states and times staying float32; None changes nothing."""
+    if dtype is None:
+        return field
+    return AutocastRole(field, dtype) if isinstance(field, SharedBackbone) else Autocast(field, dtype)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mfd_fast.fields import Autocast
 from mfd_fast.rows import check_rows
 from mfd_fast.types import Condition
 
@@ -72,7 +73,7 @@ def resolve_field_dtype(field: Any, x: Tensor, field_dtype: torch.dtype | None) 
             raise TypeError(f"field_dtype must be a floating-point torch dtype, got {field_dtype!r}")
         return field_dtype
     module = field
-    while not isinstance(module, nn.Module) and hasattr(module, "field"):
+    while not isinstance(module, nn.Module | Autocast) and hasattr(module, "field"):
         module = module.field
     weight = next(module.parameters(), None) if isinstance(module, nn.Module) else None
     low = (torch.bfloat16, torch.float16)

@@ -1,0 +1,125 @@
+# The index of commands: `make` alone prints it.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+CONSTRAINTS := $(VENV)/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --quiet --no-warn-script-location $(PIP_ARGS)
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+HAS_TORCH := import sys, torch; sys.exit(tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11))
+
+.PHONY: help setup demo test lint format bench clean
+.DELETE_ON_ERROR:
+# Two pips at work in one environment break it.
+.NOTPARALLEL:
+
+help:
+	@echo "make demo     distil a teacher of handwritten digits and write runs/demo/report.html"
+	@echo "make setup    only install the package into $(VENV), with what the demo needs"
+	@echo "make test     run the tests, with coverage"
+	@echo "make lint     check style (ruff) and types (mypy on the installed package)"
+	@echo "make format   rewrite the sources in the house style"
+	@echo "make bench    run the benchmarks"
+	@echo "make clean    remove what was built; keeps runs/ and $(VENV)"
+	@echo
+	@echo "Choices:  PYTHON=python3.12             the Python to make $(VENV) with"
+	@echo "          VENV=.venv-312                another folder for the environment"
+	@echo "          TORCH='torch==2.11.0'         a torch of your own choice; otherwise one that PYTHON has"
+	@echo "                                        is reused, or the version in constraints.txt installed"
+	@echo "          PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
+	@echo "                                        passed to every pip install"
+
+setup: $(STAMPS)/demo
+
+demo: $(STAMPS)/demo
+	@$(BIN)/mfd-fast demo
+
+test: $(STAMPS)/test
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --cov --cov-report term
+
+lint: $(STAMPS)/lint
+	@echo "ruff"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "not formatted; run: make format"; exit 1; }
+	@echo "mypy, on the installed package"
+	@rm -rf build $(VENV)/installed
+	@$(INSTALL) --no-deps --no-build-isolation --target $(VENV)/installed .
+	@rm -rf build
+	@cd $(VENV)/installed && "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+		--cache-dir "$(CURDIR)/.mypy_cache" --package mfd_fast
+
+format: $(STAMPS)/lint
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+	@if command -v clang-format >/dev/null; then clang-format -i csrc/*.cpp csrc/*.hpp; fi
+
+bench: $(STAMPS)/test
+	@OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-enable --benchmark-only
+
+clean:
+	@rm -rf build dist *.egg-info mfd_fast/_core.*.so .coverage .coverage.* .hypothesis .benchmarks
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache $(VENV)/installed
+	@rm -f $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint
+	@find mfd_fast kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is touched last: a set-up that failed or was interrupted starts again.
+# Another TORCH than the one asked for before is installed over it; another PYTHON needs another environment.
+ifneq ($(TORCH),)
+ifneq ($(TORCH),$(shell cat $(STAMPS)/torch 2>/dev/null))
+.PHONY: $(STAMPS)/torch
+endif
+endif
+ifneq ($(origin PYTHON),file)
+ifeq ($(filter $(PYTHON),$(or $(shell cat $(STAMPS)/python 2>/dev/null),$(PYTHON))),)
+$(error $(VENV) was made with $(shell cat $(STAMPS)/python); add VENV=.venv-other for another Python, or remove $(VENV))
+endif
+endif
+
+$(STAMPS)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "$(PYTHON) is not Python 3.10 or later; choose another: make PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+			echo "$(PYTHON) cannot make environments: its modules venv and ensurepip are missing"; \
+			echo "(Debian, Ubuntu: apt install python3-venv), or choose another: make PYTHON=python3.12"; \
+			exit 1; }; \
+		if [ -z '$(TORCH)' ] && $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
+			echo "making $(VENV), which reuses the torch of $(PYTHON)"; \
+			$(PYTHON) -m venv --clear --system-site-packages $(VENV); \
+		else \
+			echo "making $(VENV)"; \
+			$(PYTHON) -m venv --clear $(VENV); \
+		fi; }
+	@mkdir -p $(STAMPS)
+	@echo '$(PYTHON)' > $@
+
+$(STAMPS)/torch: constraints.txt $(STAMPS)/python
+	@rm -f $@
+	@if [ -n '$(TORCH)' ]; then \
+		echo "installing $(TORCH)"; \
+		$(INSTALL) '$(TORCH)'; \
+	elif ! $(BIN)/python -W ignore -c '$(HAS_TORCH)' 2>/dev/null; then \
+		echo "installing torch, as constraints.txt says (a large download)"; \
+		$(INSTALL) --constraint constraints.txt torch; \
+	fi
+	@$(BIN)/python -W ignore -c '$(HAS_TORCH)' || { echo "$(VENV) has no torch 2.11 or later"; exit 1; }
+	@# Whichever torch it is, nothing installed later may replace it.
+	@grep -v '^torch==' constraints.txt > $(CONSTRAINTS)
+	@$(BIN)/python -W ignore -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' >> $(CONSTRAINTS)
+	@echo '$(TORCH)' > $@
+
+$(STAMPS)/demo $(STAMPS)/test: $(STAMPS)/torch $(BUILD_FILES)
+	@echo "installing mfd_fast[$(@F)]"
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[$(@F)]'
+	@$(BIN)/python -W ignore -c 'from mfd_fast.native import why_no_core as why; \
+		print("compiled core:", "not built (" + why() + ")" if why() else "built")'
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/test
+	@echo "installing ruff and mypy"
+	@$(INSTALL) --constraint $(CONSTRAINTS) ruff mypy
+	@touch $@

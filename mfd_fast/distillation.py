@@ -1,0 +1,233 @@
+"""From a teacher to a student: `distill` runs the method into a run folder, `load_student` uses what it left there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfd_fast.config import DistillSettings, Settings
+from mfd_fast.data.dataset import Dataset
+from mfd_fast.fields import autocast
+from mfd_fast.models import MODELS, describe_model, null_condition
+from mfd_fast.models.base import VelocityNetwork
+from mfd_fast.models.lora import LoRARoles
+from mfd_fast.run_folder import RunFolder, network_from_description
+from mfd_fast.streams import derive_seed
+from mfd_fast.student import Student
+from mfd_fast.training.conditions import ConditionTable
+from mfd_fast.training.context import Context, make_context
+from mfd_fast.training.distill import DistillTraining, SampleHook
+from mfd_fast.training.loop import LoopOptions, run_training
+from mfd_fast.training.optimizing import PRECISIONS
+from mfd_fast.training.roles import FullRoles, Roles
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the student learns to generate, apart from the teacher itself."""
+
+    sample_shape: tuple[int, ...]
+    """Shape of one sample."""
+    conditions: Mapping[str, Tensor]
+    """Condition rows to draw from, leading dimension N, on the CPU; empty for an unconditional teacher."""
+    negative_condition: Mapping[str, Tensor] | None = None
+    """What guidance pushes away from, leading dimension 1."""
+    label_counts: tuple[int, ...] | None = None
+    """How often each label occurs, for class-conditional teachers."""
+    value_range: tuple[float, float] | None = None
+    """Smallest and largest value of a picture; None for other data."""
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset, teacher: nn.Module) -> "Task":
+        """The task of a data set; labels are used if the teacher has classes."""
+        negative = null_condition(teacher)
+        label = dataset.label if negative is not None else None
+        counts = None if label is None else tuple(torch.bincount(label, minlength=dataset.num_classes or 0).tolist())
+        return cls(
+            dataset.sample_shape,
+            {} if label is None else {"label": label},
+            None if negative is None else {name: value.cpu() for name, value in negative.items()},
+            counts,
+            dataset.value_range,
+        )
+
+
+def distill(
+    teacher: nn.Module,
+    settings: Settings,
+    data: Dataset | Task,
+    run: Path | str,
+    *,
+    resume: bool = False,
+    factory: str | None = None,
+    context: Context | None = None,
+) -> Student:
+    """Distil ``teacher`` into a one-step or few-step student by the method of ``settings.distill``.
+
+    Args:
+        teacher: ``teacher(x, t, **condition) -> velocity`` in the convention of `mfd_fast.path`; it is never changed.
+        settings: of the run; its ``distill`` and ``run`` sections are used.
+        data: a data set, for its shape and labels, or a `Task`. No sample of it is looked at: the method needs none.
+        run: folder for logs, checkpoints, sample grids and the student; made if it is not there.
+        resume: continue from the newest whole checkpoint of the folder.
+        factory: ``package.module:name`` that builds the teacher again, for one that is not of this package.
+        context: device and processes, if the caller has chosen them already.
+
+    Returns:
+        The student, with averaged weights if ``distill.ema_decay`` asks for them.
+
+    Raises:
+        ValueError: settings that do not fit each other or the checkpoint.
+        mfd_fast.training.interrupts.Interrupted: a signal came; the state is saved and ``resume=True`` continues.
+        FloatingPointError: gradients stayed non-finite.
+
+    Source: arXiv 2606.11155, algorithm 1.
+    """
+    context = context or make_context(settings.run)
+    folder = RunFolder(Path(run))
+    if not resume and folder.distill_checkpoints().exists():
+        raise ValueError(f"{folder.path} already holds a distillation: pass resume=True, or choose another folder")
+    task = data if isinstance(data, Task) else Task.from_dataset(data, teacher)
+    if settings.distill.guidance_scale != 1.0 and task.negative_condition is None:
+        raise ValueError(
+            f"distill.guidance_scale is {settings.distill.guidance_scale} but the teacher has no negative condition; "
+            f"set it to 1.0 or give the task a negative_condition"
+        )
+    teacher.to(context.device)
+    seed = settings.run.seed
+    roles = make_roles(teacher, settings.distill, derive_seed(seed, "distill/init", 0))
+    student = make_student(roles, task, settings.distill, context.device)
+    conditions = ConditionTable(task.conditions, task.negative_condition, seed)
+    hook = grid_hook(folder, task, seed) if context.world.is_main and settings.distill.sample_every else None
+    training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook)
+    network = network_description(teacher, factory)
+    if context.world.is_main:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_settings(settings)
+        if not folder.has_network("teacher"):
+            folder.write_network("teacher", dict(teacher.state_dict()), network)
+    options = LoopOptions(
+        log=folder.path / "log.jsonl",
+        checkpoints=folder.distill_checkpoints(),
+        tensorboard=folder.path / "tensorboard" / "distill" if settings.run.tensorboard else None,
+        keep=settings.distill.keep_checkpoints,
+        seed=seed,
+        max_skipped=settings.distill.max_skipped_updates,
+        exactness=context.exactness(),
+        fingerprint={"distill": asdict(settings.distill), "seed": seed, "network": network},
+        resume=resume,
+    )
+    run_training(training, options, context.world)
+    with training.student_weights():
+        state = {name: value.clone() for name, value in roles.state_dict("student").items()}
+    roles.load_state_dict("student", state)
+    if context.world.is_main:
+        folder.write_network("student", state, student_description(network, task, settings.distill))
+    context.world.barrier()
+    return student
+
+
+def load_student(run: Path | str, network: nn.Module | None = None, device: str = "cpu") -> Student:
+    """The finished student of a run; ``load_student(run).sample(16)`` makes samples.
+
+    Args:
+        run: the run folder.
+        network: a module built as the teacher was, for runs whose teacher only its Python code can build.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: the run has no student yet.
+        ValueError: the files do not fit each other.
+    """
+    folder = RunFolder(Path(run))
+    description = folder.read_description("student")
+    state = folder.read_tensors("student")
+    if description["roles"] == "lora":
+        base = network or folder.read_teacher()
+        lora = description["lora"]
+        roles = LoRARoles(base.to(device), rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
+        roles.load_state_dict("student", state)
+        field: Any = roles.student
+    elif network is None:
+        field = network_from_description(description["network"], state).to(device)
+    else:
+        network.load_state_dict(state)
+        field = network.to(device)
+    counts = description["label_counts"]
+    return Student(
+        autocast(field, PRECISIONS[description["precision"]]),
+        tuple(description["sample_shape"]),
+        description["steps"],
+        description["shift"],
+        label_counts=None if counts is None else tuple(counts),
+        device=torch.device(device),
+    )
+
+
+def make_roles(teacher: nn.Module, settings: DistillSettings, seed: int) -> Roles:
+    """Full copies or low-rank roles, as the settings want."""
+    if settings.roles == "full":
+        return FullRoles(teacher)
+    targets: Sequence[str] | None = settings.lora_targets or None
+    return LoRARoles(teacher, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets, seed=seed % 2**31)
+
+
+def make_student(roles: Roles, task: Task, settings: DistillSettings, device: torch.device) -> Student:
+    """The student of a distillation."""
+    return Student(
+        autocast(roles.student, PRECISIONS[settings.precision]),
+        task.sample_shape,
+        settings.student_steps,
+        settings.student_shift,
+        settings.grad_steps,
+        task.label_counts,
+        device,
+    )
+
+
+def network_description(module: nn.Module, factory: str | None) -> dict[str, Any]:
+    """How to build a network again: by name, by factory, or only by its own code (its class is noted)."""
+    path = f"{type(module).__module__}:{type(module).__qualname__}"
+    if factory is not None:
+        return {"factory": factory}
+    if isinstance(module, VelocityNetwork) and path in MODELS.values():
+        return describe_model(module)
+    return {"class": path}
+
+
+def student_description(network: dict[str, Any], task: Task, settings: DistillSettings) -> dict[str, Any]:
+    """What `load_student` needs to know, as JSON."""
+    lora = {"rank": settings.lora_rank, "alpha": settings.lora_alpha, "targets": settings.lora_targets or None}
+    return {
+        "network": network,
+        "roles": settings.roles,
+        "lora": lora if settings.roles == "lora" else None,
+        "steps": settings.student_steps,
+        "shift": settings.student_shift,
+        "precision": settings.precision,
+        "sample_shape": list(task.sample_shape),
+        "label_counts": None if task.label_counts is None else list(task.label_counts),
+        "value_range": None if task.value_range is None else list(task.value_range),
+    }
+
+
+def grid_hook(folder: RunFolder, task: Task, seed: int) -> SampleHook | None:
+    """Writes a grid of samples from fixed noise to ``samples/``; None for data that is no picture."""
+    if task.value_range is None:
+        return None
+    value_range = task.value_range
+
+    def save(student_updates: int, student: Student) -> None:
+        from mfd_fast.report import save_image_grid
+
+        rows = 10
+        labels = len(task.label_counts or (0,) * rows)
+        condition = {} if task.label_counts is None else {"label": torch.arange(labels).repeat(rows)}
+        samples = student.sample(labels * rows, condition, derive_seed(seed, "grid", 0))
+        name = f"update-{student_updates:06d}.png"
+        save_image_grid(folder.path / "samples" / name, samples, columns=labels, value_range=value_range)
+
+    return save

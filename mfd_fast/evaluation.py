@@ -1,0 +1,99 @@
+"""What a finished run is worth: samples of teacher and student against the data, in ``metrics.json``."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfd_fast.config import Settings
+from mfd_fast.data.dataset import Dataset
+from mfd_fast.distillation import Task, load_student
+from mfd_fast.metrics.digits_features import DigitsClassifier
+from mfd_fast.metrics.evaluate import digits_report
+from mfd_fast.phases import Phases
+from mfd_fast.run_folder import RunFolder
+from mfd_fast.storage import read_json, write_file, write_json
+from mfd_fast.student import Student
+
+Samples = Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+def evaluate_run(
+    run: RunFolder,
+    settings: Settings,
+    dataset: Dataset,
+    *,
+    classifier: DigitsClassifier | None = None,
+    phases: Phases | None = None,
+) -> dict[str, Any]:
+    """Sample teacher and student with the same noise and labels, measure them, write ``metrics.json`` and the samples.
+
+    The teacher is sampled without guidance by Euler steps; the student with its own steps. Fréchet distances are to all
+    real samples, training and held-out, for as many samples as there are real ones.
+    """
+    phases = phases or Phases()
+    with phases.phase("sample"):
+        samples = draw_samples(run, settings, dataset)
+    with phases.phase("evaluate"):
+        report = digits_report(dataset, classifier, samples)
+        metrics = summarise(report, settings)
+    previous = read_json(run.path / "metrics.json") if (run.path / "metrics.json").is_file() else {}
+    for name, spent in (("seconds", phases.seconds), ("cpu_seconds", phases.cpu_seconds)):
+        metrics[name] = previous.get(name, {}) | spent
+    write_json(run.path / "metrics.json", metrics)
+    return metrics
+
+
+def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``."""
+    teacher = run.read_teacher()
+    task = Task.from_dataset(dataset, teacher)
+    n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
+    guided = Student(teacher, task.sample_shape, label_counts=task.label_counts)
+    makers = {f"teacher-{steps}": replace(guided, steps=steps) for steps in settings.evaluate.teacher_steps}
+    student = load_student(run.path)
+    makers[f"student-{student.steps}"] = student
+    condition = guided.draw_condition(n, settings.run.seed)
+    samples = {}
+    for name, maker in makers.items():
+        x = maker.sample(n, condition, settings.run.seed, settings.evaluate.batch_size)
+        samples[name] = (x, condition.get("label"))
+        write_samples(run.path / "evaluation" / f"{name}.npz", x, condition.get("label"))
+    return samples
+
+
+def write_samples(path: Path, x: Tensor, label: Tensor | None) -> None:
+    """Write ``x`` float32 and, if there are labels, ``condition`` int64 as npz."""
+    arrays: dict[str, Any] = {"x": x.to(torch.float32).numpy()}
+    if label is not None:
+        arrays["condition"] = label.to(torch.int64).numpy()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_file(path, write)
+
+
+def summarise(report: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The metrics by role: Fréchet distances by number of steps, the rest for the teacher's most steps and the student."""
+    by_role: dict[str, dict[str, dict[str, Any]]] = {"teacher": {}, "student": {}}
+    for name, values in report["samples"].items():
+        role, _, steps = name.rpartition("-")
+        by_role[role][steps] = values
+    best = {role: values[max(values, key=int)] for role, values in by_role.items() if values}
+    metrics: dict[str, Any] = {
+        role: {steps: values["frechet"] for steps, values in entries.items()} for role, entries in by_role.items()
+    }
+    metrics["data_half_half"] = report["data_half_half"]
+    metrics["held_out"] = {role: values["frechet_held_out"] for role, values in best.items()}
+    metrics["held_out"]["data"] = report["held_out_frechet"]
+    for name in ("precision", "recall", "class_agreement"):
+        metrics[name] = {role: values[name] for role, values in best.items()}
+    metrics["nearest_neighbour"] = {role: values["nearest_neighbour"] for role, values in best.items()}
+    metrics["nearest_neighbour"]["held_out"] = report["held_out_nearest_neighbour"]
+    return metrics | {"feature_space": report["feature_space"], "seed": settings.run.seed}

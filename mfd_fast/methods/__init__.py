@@ -1,0 +1,20 @@
+"""Training objectives by name."""
+
+from difflib import get_close_matches
+
+from mfd_fast.methods.base import Method, MethodOptions
+from mfd_fast.methods.mfd import MeanFlowDistillation
+
+METHODS: dict[str, type[Method]] = {"mfd": MeanFlowDistillation}
+
+
+def make_method(name: str, options: MethodOptions) -> Method:
+    """The method called ``name``; ValueError names the nearest valid one."""
+    if name not in METHODS:
+        close = get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}{hint}")
+    return METHODS[name](options)
+
+
+__all__ = ["METHODS", "Method", "MethodOptions", "make_method"]

@@ -1,0 +1,105 @@
+"""Mean Flow Distillation (arXiv 2606.11155).
+
+Student update: with x_t = (1 - t) G(z) + t e and both fields integrated from x_t to r::
+
+    gradient = E[ <u_teacher - u_auxiliary, d x_t / d theta> ]            (Jacobian of u omitted, section 4)
+    loss     = 1/2 mean( (x_t - stop(x_t - (u_teacher - u_auxiliary)))^2 )
+
+which has that gradient and the value 1/2 mean |u_teacher - u_auxiliary|^2. Descent raises the student's sample towards
+the teacher's data prediction. Auxiliary update: flow matching on the student's samples, without guidance.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from mfd_fast.mean_velocity import mean_velocity_pair
+from mfd_fast.methods.base import Actors, Loss, MethodOptions
+from mfd_fast.path import conditional_velocity, interpolate
+from mfd_fast.streams import RowDraws
+from mfd_fast.types import Condition, VelocityField
+
+NUM_TIME_BINS = 10
+
+
+class MeanFlowDistillation:
+    """The method of the package; see the module."""
+
+    def __init__(self, options: MethodOptions) -> None:
+        self.options = options
+
+    def auxiliary_loss(self, actors: Actors, draws: RowDraws, condition: Condition) -> Loss:
+        """Flow matching of the auxiliary on fresh student samples (section 4, the auxiliary's objective)."""
+        noise = draws.normal(actors.student.sample_shape)
+        path_noise = draws.normal(actors.student.sample_shape)
+        t = draws.times(self.options.auxiliary_law)
+        with torch.no_grad():
+            data = actors.student.generate(noise, condition)
+        loss = flow_matching_loss(actors.auxiliary, data, path_noise, t.to(data.device), condition)
+        return Loss(loss, {})
+
+    def student_loss(
+        self, actors: Actors, draws: RowDraws, condition: Condition, negative_condition: Condition | None
+    ) -> Loss:
+        """The surrogate whose gradient is the paper's; the two mean velocities are constants."""
+        noise = draws.normal(actors.student.sample_shape)
+        path_noise = draws.normal(actors.student.sample_shape)
+        t, r = draws.pairs(self.options.pair_law, self.options.equal_share)
+        data = actors.student.generate(noise, condition, with_gradient=True)
+        x_t = interpolate(data, path_noise, t.to(data.device))
+        options = self.options.rollout
+        u_teacher, u_auxiliary, stats = mean_velocity_pair(
+            actors.teacher,
+            actors.auxiliary,
+            x_t.detach(),
+            t,
+            r,
+            step_size=options.step_size,
+            steps=options.steps,
+            solver=options.solver,
+            rtol=options.rtol,
+            atol=options.atol,
+            max_evaluations=options.max_evaluations,
+            runner=options.runner,
+            condition=condition,
+            negative_condition=negative_condition,
+            guidance_scale=self.options.guidance_scale,
+            auxiliary_solver=self.options.auxiliary_solver,
+            auxiliary_step_size=self.options.auxiliary_step_size,
+            return_stats=True,
+        )
+        gap = u_teacher - u_auxiliary
+        logs = {
+            "velocity_gap": gap.square().mean().sqrt(),
+            "velocity_gap_bins": rms_per_bin(gap, t, NUM_TIME_BINS),
+            "evaluations": (stats.teacher.evaluations + stats.auxiliary.evaluations).double().mean(),
+            "sample_mean": data.detach().mean(),
+            "sample_std": data.detach().std(),
+        }
+        return Loss(surrogate_loss(x_t, gap), logs)
+
+
+def surrogate_loss(x_t: Tensor, gap: Tensor) -> Tensor:
+    """``1/2 mean((x_t - stop(x_t - gap))^2)``: gradient ``gap / (B d)`` with respect to x_t, value ``mean(gap^2) / 2``.
+
+    Args:
+        x_t: ``[B, ...]``, with the student's graph.
+        gap: ``[B, ...]``, u_teacher - u_auxiliary, a constant.
+    """
+    return 0.5 * mse_loss(x_t, (x_t - gap).detach())
+
+
+def flow_matching_loss(
+    field: VelocityField, data: Tensor, noise: Tensor, t: Tensor, condition: Condition
+) -> Tensor:
+    """``mean((field((1-t) data + t noise, t) - (noise - data))^2)``; data and noise ``[B, ...]``, t ``[B]``."""
+    velocity = field(interpolate(data, noise, t), t, **condition)
+    return mse_loss(velocity.to(data.dtype), conditional_velocity(data, noise))
+
+
+def rms_per_bin(gap: Tensor, t: Tensor, bins: int) -> Tensor:
+    """Root mean square of ``gap`` ``[B, ...]`` over equal bins of t in [0, 1]: ``[bins]``, NaN where a bin is empty."""
+    power = gap.square().flatten(1).mean(1).cpu()
+    index = (t * bins).long().clamp(0, bins - 1)
+    total = torch.zeros(bins, dtype=power.dtype).index_add_(0, index, power)
+    return (total / torch.bincount(index, minlength=bins)).sqrt()

@@ -1,0 +1,132 @@
+"""The features in which digits are compared: a small classifier that the package trains on them itself."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mfd_fast.data.dataset import Dataset
+
+MIN_ACCURACY = 0.95
+UPDATES = 400
+BATCH_SIZE = 128
+LEARNING_RATE = 4e-3
+JITTER = 0.1
+LABEL_SMOOTHING = 0.05
+
+_WEIGHTS, _DESCRIPTION = "classifier.safetensors", "classifier.json"
+
+
+class DigitsClassifier(nn.Module):
+    """A convolutional classifier of 8x8 digits whose last hidden layer serves as feature space.
+
+    ``x``: ``[N, 1, 8, 8]`` float32 in [-1, 1]. SiLU rather than ReLU, so that no feature is constantly zero.
+    """
+
+    def __init__(self, num_features: int = 64) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(16, 32, 3, padding=1, stride=2),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, num_features),
+            nn.SiLU(),
+        )
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(num_features, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits ``[N, 10]``."""
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """The last hidden layer ``[N, num_features]``."""
+        _check_pictures(x)
+        features: Tensor = self.body(x)
+        return features
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """The most probable class ``[N]`` int64, without dropout whatever the mode of the module."""
+        logits: Tensor = self.head[1](self.features(x))
+        return logits.argmax(1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the weights and their description into ``folder``, which is made if missing."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), target / _WEIGHTS)
+        description = {"model": "digits-classifier", "num_features": self.num_features}
+        (target / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DigitsClassifier":
+        """The classifier that `save` wrote into ``folder``; ValueError for the description of something else."""
+        source = Path(folder)
+        description = json.loads((source / _DESCRIPTION).read_text(encoding="utf-8"))
+        if description.get("model") != "digits-classifier":
+            raise ValueError(
+                f"folder: expected the model 'digits-classifier', {_DESCRIPTION} says {description.get('model')!r}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            classifier = cls(description["num_features"])
+        classifier.load_state_dict(load_file(source / _WEIGHTS))
+        return classifier.eval()
+
+
+def train_digits_classifier(dataset: Dataset, seed: int = 0) -> DigitsClassifier:
+    """A classifier trained on the training split of ``dataset`` for `UPDATES` updates, in evaluation mode.
+
+    The same seed gives the same weights (for the same number of threads); the global random state stays as it was.
+    Raises ValueError for a dataset without digits, RuntimeError when fewer than `MIN_ACCURACY` of the held-out digits
+    are recognised, because its features then measure nothing.
+    """
+    if dataset.label is None or dataset.num_classes != 10:
+        raise ValueError(f"dataset: expected labelled digits of 10 classes, got {dataset.name!r}")
+    _check_pictures(dataset.x)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        classifier = DigitsClassifier()
+        _train(classifier, dataset.x, dataset.label)
+    classifier.requires_grad_(False).eval()
+    accuracy = held_out_accuracy(classifier, dataset)
+    if accuracy < MIN_ACCURACY:
+        raise RuntimeError(
+            f"The digits classifier recognises {accuracy:.3f} of the held-out digits, below {MIN_ACCURACY}: its "
+            "features cannot be used for measuring."
+        )
+    return classifier
+
+
+def held_out_accuracy(classifier: DigitsClassifier, dataset: Dataset) -> float:
+    """The share of the held-out samples of ``dataset`` whose class is predicted."""
+    if dataset.held_out_label is None:
+        raise ValueError(f"dataset: expected labels, {dataset.name!r} has none")
+    return (classifier.predict(dataset.held_out_x) == dataset.held_out_label).double().mean().item()
+
+
+def _train(classifier: DigitsClassifier, x: Tensor, label: Tensor) -> None:
+    """Train with the global random state, which the caller has forked and seeded."""
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=UPDATES)
+    classifier.train()
+    for _ in range(UPDATES):
+        rows = torch.randint(len(x), (BATCH_SIZE,))
+        jittered = x[rows] + JITTER * torch.randn(BATCH_SIZE, *x.shape[1:])
+        loss = F.cross_entropy(classifier(jittered), label[rows], label_smoothing=LABEL_SMOOTHING)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        schedule.step()
+
+
+def _check_pictures(x: Tensor) -> None:
+    if x.dim() != 4 or x.shape[1:] != (1, 8, 8):
+        raise ValueError(f"x: expected shape [N, 1, 8, 8], got {tuple(x.shape)}")

@@ -1,0 +1,23 @@
+"""Wall and CPU seconds of the phases of a run."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Phases:
+    """Collects seconds per phase; CPU seconds are those of all threads of this process."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens inside under ``name``."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - wall, 3)
+            self.cpu_seconds[name] = round(time.process_time() - cpu, 3)

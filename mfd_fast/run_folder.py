@@ -1,0 +1,121 @@
+"""The folder of a run: where each file is, and how networks are kept in it."""
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mfd_fast.config import Settings
+from mfd_fast.models import build_model, model_from_description
+from mfd_fast.settings_io import from_toml, to_toml
+from mfd_fast.storage import read_json, read_tensors, write_json, write_tensors, write_text
+
+RECORDED_PACKAGES = ("mfd_fast", "torch", "numpy", "safetensors", "scikit-learn", "scipy", "triton", "matplotlib")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run.
+
+    ``settings.toml``, ``versions.json``; ``teacher.safetensors`` and ``student.safetensors`` with a ``.json`` that says
+    how to build the network; logs, ``checkpoints/``, ``samples/``, ``evaluation/``; ``metrics.json``, ``report.html``.
+    """
+
+    path: Path
+
+    def teacher_checkpoints(self) -> Path:
+        """Checkpoints of the teacher's training."""
+        return self.path / "checkpoints" / "teacher"
+
+    def distill_checkpoints(self) -> Path:
+        """Checkpoints of the distillation."""
+        return self.path / "checkpoints" / "distill"
+
+    def write_settings(self, settings: Settings) -> None:
+        """Keep the resolved settings and the versions of what computes with them."""
+        write_text(self.path / "settings.toml", to_toml(settings))
+        write_json(self.path / "versions.json", versions())
+
+    def read_settings(self) -> Settings:
+        """The settings of this run.
+
+        Raises:
+            FileNotFoundError: there are none; the folder is not a run.
+        """
+        file = self.path / "settings.toml"
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.path} is not a run folder: it has no settings.toml")
+        return from_toml(file.read_text(encoding="utf-8"))
+
+    def write_network(self, role: str, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+        """Keep the weights of ``role`` and how to build its network."""
+        write_tensors(self.path / f"{role}.safetensors", tensors)
+        write_json(self.path / f"{role}.json", description)
+
+    def has_network(self, role: str) -> bool:
+        """Whether `write_network` has finished for ``role``."""
+        return (self.path / f"{role}.json").is_file() and (self.path / f"{role}.safetensors").is_file()
+
+    def read_description(self, role: str) -> dict[str, Any]:
+        """How to build the network of ``role``.
+
+        Raises:
+            FileNotFoundError: the run has no such network yet.
+        """
+        if not self.has_network(role):
+            raise FileNotFoundError(f"{self.path} has no {role} yet ({role}.json and {role}.safetensors)")
+        description: dict[str, Any] = read_json(self.path / f"{role}.json")
+        return description
+
+    def read_tensors(self, role: str) -> dict[str, torch.Tensor]:
+        """The weights of ``role``."""
+        return read_tensors(self.path / f"{role}.safetensors")
+
+    def read_teacher(self) -> nn.Module:
+        """The teacher with its weights."""
+        return network_from_description(self.read_description("teacher"), self.read_tensors("teacher"))
+
+
+def network_from_description(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """A network of this package or of the user's factory with weights.
+
+    Raises:
+        ValueError: the weights do not fit.
+    """
+    module: nn.Module
+    if "factory" in description:
+        from mfd_fast.user_code import call_factory
+
+        module = call_factory(description["factory"])
+    elif "class" in description:
+        raise ValueError(
+            f"only your code can build this run's {description['class']}: pass a module built as the teacher was "
+            f"(load_student(run, network=...))"
+        )
+    else:
+        module = model_from_description(description)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit the network: {error}") from error
+    return module.requires_grad_(False)
+
+
+def build_from_settings(settings: Settings, sample_shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+    """A new network as the settings want it."""
+    return build_model(settings.model.name, sample_shape, num_classes, **settings.model.options)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,95 @@
+"""The student: a few-step generator, from noise to samples."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfd_fast.intervals import shift_times
+from mfd_fast.rows import first_rows
+from mfd_fast.streams import make_generator
+from mfd_fast.types import Condition, VelocityField
+
+
+@dataclass(frozen=True)
+class Student:
+    """Generates samples with one Euler step from noise to data, or a few.
+
+    Attributes:
+        field: the student's velocity network.
+        sample_shape: shape of one sample.
+        steps: network calls from noise to a sample.
+        shift: time shift of the grid; 1 is equal steps.
+        grad_steps: how many of the last steps are differentiated in training; None for all.
+        label_counts: how often each label occurs in the training data, from which `sample` draws labels when it gets
+            no condition; None without classes.
+        device: where the network lives.
+    """
+
+    field: VelocityField
+    sample_shape: tuple[int, ...]
+    steps: int = 1
+    shift: float = 1.0
+    grad_steps: int | None = None
+    label_counts: tuple[int, ...] | None = None
+    device: torch.device = torch.device("cpu")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.grad_steps is not None and not 1 <= self.grad_steps <= self.steps:
+            raise ValueError(f"grad_steps must be None or lie in [1, steps={self.steps}], got {self.grad_steps}")
+
+    def time_grid(self) -> list[float]:
+        """The times of the steps from 1 (noise) to 0 (data), ``steps + 1`` numbers."""
+        return [float(t) for t in shift_times(torch.linspace(1, 0, self.steps + 1, dtype=torch.float64), self.shift)]
+
+    def generate(self, noise: Tensor, condition: Condition, *, with_gradient: bool = False) -> Tensor:
+        """Samples ``[B, *sample_shape]`` float32 from ``noise`` of the same shape.
+
+        Args:
+            noise: standard normal.
+            condition: rows of the network's condition.
+            with_gradient: keep the graph of the last ``grad_steps`` steps.
+        """
+        grid = self.time_grid()
+        free = self.steps - (self.grad_steps or self.steps) if with_gradient else self.steps
+        x = noise
+        for index, (now, then) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+            with torch.set_grad_enabled(with_gradient and index >= free):
+                t = torch.full((x.shape[0],), now, dtype=torch.float32, device=x.device)
+                velocity = self.field(x, t, **first_rows(condition, x.shape[0])).to(x.dtype)
+                x = x - (now - then) * velocity
+        return x
+
+    def draw_condition(self, n: int, seed: int = 0) -> dict[str, Tensor]:
+        """Labels as frequent as in the training data, ``{"label": [n]}`` int64; empty without classes."""
+        if self.label_counts is None:
+            return {}
+        weights = torch.tensor(self.label_counts, dtype=torch.float64)
+        generator = make_generator(seed, "sample/condition")
+        return {"label": torch.multinomial(weights, n, replacement=True, generator=generator)}
+
+    def sample(
+        self, n: int, condition: Condition | None = None, seed: int = 0, batch_size: int = 1024
+    ) -> Tensor:
+        """``n`` samples ``[n, *sample_shape]`` float32 on the CPU; the same seed gives the same samples.
+
+        Args:
+            n: number of samples.
+            condition: rows of the network's condition, leading dimension n or 1; None draws labels with the seed.
+            seed: of noise and labels.
+            batch_size: rows per network call.
+
+        Raises:
+            ValueError: n or batch_size is not positive.
+        """
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n and batch_size must be positive, got n={n}, batch_size={batch_size}")
+        rows = first_rows(self.draw_condition(n, seed) if condition is None else condition, n)
+        noise = torch.randn(n, *self.sample_shape, generator=make_generator(seed, "sample/noise"))
+        parts = []
+        for first in range(0, n, batch_size):
+            part = {name: value[first : first + batch_size].to(self.device) for name, value in rows.items()}
+            parts.append(self.generate(noise[first : first + batch_size].to(self.device), part).cpu())
+        return torch.cat(parts)

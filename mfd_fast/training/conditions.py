@@ -1,0 +1,39 @@
+"""What a student is conditioned on: a table of rows, drawn in shuffled epochs."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mfd_fast.streams import EpochOrder, Share
+
+
+class ConditionTable:
+    """Rows of conditions and the negative condition that belongs to them.
+
+    Args:
+        rows: condition tensors with the same leading dimension N, on the CPU; empty for an unconditional model.
+        negative: what guidance pushes away from, leading dimension 1; None if the model has no such thing.
+        seed: of the order.
+    """
+
+    def __init__(self, rows: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None, seed: int) -> None:
+        sizes = {len(tensor) for tensor in rows.values()}
+        if len(sizes) > 1 or 0 in sizes:
+            raise ValueError(f"condition tensors must have the same number of rows, above 0, got {sorted(sizes)}")
+        self._rows = dict(rows)
+        self._negative = negative
+        self._order = EpochOrder(sizes.pop(), seed, "conditions") if rows else None
+
+    def draw(self, update: int, share: Share, device: torch.device) -> dict[str, Tensor]:
+        """The rows of ``share`` in update number ``update``."""
+        if self._order is None:
+            return {}
+        index = self._order.indices(update * share.total + share.first, share.rows)
+        return {name: tensor[index].to(device, non_blocking=True) for name, tensor in self._rows.items()}
+
+    def negative(self, device: torch.device) -> dict[str, Tensor] | None:
+        """The negative condition, shared by all rows."""
+        if self._negative is None:
+            return None
+        return {name: tensor.to(device) for name, tensor in self._negative.items()}

@@ -1,0 +1,68 @@
+"""Where a run computes and who else computes with it."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from mfd_fast.config import RunSettings
+from mfd_fast.streams import Share
+from mfd_fast.training.distributed import World, join_world
+
+
+@dataclass(frozen=True)
+class Context:
+    """Device and processes of a run."""
+
+    device: torch.device
+    world: World
+
+    def shares(self, batch_size: int, accumulation: int) -> list[Share]:
+        """This process's parts of every batch, one for each backward pass.
+
+        Raises:
+            ValueError: the batch cannot be split evenly.
+        """
+        parts = self.world.size * accumulation
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of processes x accumulation = {self.world.size} x {accumulation}, "
+                f"got {batch_size}"
+            )
+        rows = batch_size // parts
+        return [
+            Share(batch_size, (self.world.rank * accumulation + part) * rows, rows) for part in range(accumulation)
+        ]
+
+    def exactness(self) -> dict[str, object]:
+        """What must stay equal for a resume to give the same bits."""
+        return {
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "processes": self.world.size,
+            "torch": torch.__version__,
+        }
+
+
+def make_context(settings: RunSettings) -> Context:
+    """Choose the device, set the number of threads, join the other processes of torchrun.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"run.device must be auto, cpu, cuda or cuda:N, got {settings.device!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"run.device is {settings.device!r}, but torch sees no CUDA device")
+    world = join_world(device.type)
+    if device.type == "cuda" and device.index is None:  # pragma: no cover - gpu
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return Context(device, world)

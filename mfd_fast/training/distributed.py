@@ -1,0 +1,85 @@
+"""Data parallel training under torchrun: every process computes its share of each batch, gradients are averaged."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the processes, in one message."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of ``values`` over the processes; NaN entries (nothing measured there) do not count."""
+        if self.size == 1:
+            return values
+        pair = torch.stack([values.nan_to_num(nan=0.0), (~values.isnan()).to(values)])
+        dist.all_reduce(pair)
+        return pair[0] / pair[1]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is raised in any process."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor([float(flag)], device=self._device())
+        dist.all_reduce(raised)
+        return bool(raised.item() > 0)
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Give all processes the main process's values."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def _device(self) -> torch.device:
+        return torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def join_world(device: str) -> World:
+    """The world that torchrun describes in the environment, or a world of one process.
+
+    Args:
+        device: "cpu" or "cuda"; chooses gloo or nccl.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return world
+
+
+def leave_world() -> None:
+    """End the process group if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,102 @@
+"""What a training says while it runs: a progress bar, a JSON line per logged update, TensorBoard events."""
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+Value = int | float | str | Sequence[float | None] | None
+
+
+class Monitor:
+    """Writes only when ``enabled`` (the main process); a resumed log loses the lines after the resumed update."""
+
+    def __init__(
+        self, log: Path, *, title: str, total: int, start: int, seconds: float, tensorboard: Path | None, enabled: bool
+    ) -> None:
+        self._began = time.monotonic() - seconds
+        self._file: TextIO | None = None
+        self._events: Any = None
+        # On a terminal a bar; elsewhere about twenty plain lines, so that a log file stays readable.
+        self._bar = tqdm(total=total, initial=start, desc=title, unit="update", disable=None if enabled else True)
+        self._plain_every = max(1, total // 20) if enabled and self._bar.disable else 0
+        self._title, self._total = title, total
+        if enabled:
+            cut_log(log, start)
+            self._file = log.open("a", encoding="utf-8")
+            if tensorboard is not None and importlib.util.find_spec("tensorboard") is not None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._events = SummaryWriter(str(tensorboard), purge_step=start)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return time.monotonic() - self._began
+
+    def log(self, update: int, values: Mapping[str, Value]) -> None:
+        """Write one line ``{"update": ..., "seconds": ..., **values}``; non-finite numbers become null."""
+        if self._file is None:
+            return
+        line = {"update": update, "seconds": round(self.seconds, 3), **{k: _plain(v) for k, v in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        prefix = f"{values['role']}/" if "role" in values else ""
+        for name, value in line.items():
+            if self._events is not None and name not in ("update", "seconds") and isinstance(value, int | float):
+                self._events.add_scalar(prefix + name, value, update)
+
+    def advance(self, update: int, shown: Mapping[str, float]) -> None:
+        """Move the bar to ``update`` updates done."""
+        if self._plain_every and (update % self._plain_every == 0 or update == self._total):
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            left = self.seconds / max(1, update) * (self._total - update)
+            print(f"{self._title}: {update}/{self._total} updates, {figures}, about {left:.0f} s left", flush=True)
+        if not self._bar.disable:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self._bar.update(update - self._bar.n)
+
+    def close(self) -> None:
+        """Finish the bar and the files."""
+        self._bar.close()
+        if self._events is not None:
+            self._events.close()
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def cut_log(log: Path, update: int) -> None:
+    """Drop the lines of updates after ``update``, and a line that a killed run left unfinished."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["update"] <= update:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    log.write_text("".join(kept), encoding="utf-8")
+
+
+def _plain(value: Value) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

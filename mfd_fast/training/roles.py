@@ -1,0 +1,79 @@
+"""Teacher, auxiliary and student: three networks, or one frozen backbone with low-rank roles."""
+
+import copy
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mfd_fast.types import VelocityField
+
+TRAINED = ("auxiliary", "student")
+
+
+class Roles(Protocol):
+    """The three fields and the weights of the two that are trained."""
+
+    @property
+    def teacher(self) -> VelocityField:
+        """The frozen teacher."""
+        ...
+
+    @property
+    def auxiliary(self) -> VelocityField:
+        """The field that tracks the student."""
+        ...
+
+    @property
+    def student(self) -> VelocityField:
+        """The student's network."""
+        ...
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """The trained weights of a role."""
+        ...
+
+    def state_dict(self, role: str) -> dict[str, Tensor]:
+        """What `load_state_dict` needs to restore the role, by name."""
+        ...
+
+    def load_state_dict(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """Restore a role; ValueError when names or shapes differ."""
+        ...
+
+
+class FullRoles:
+    """Auxiliary and student are full copies of the teacher, in float32 or wider; the teacher is never changed."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher
+        self.auxiliary = _trainable_copy(teacher)
+        self.student = _trainable_copy(teacher)
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """The trained weights of a role."""
+        return list(self._module(role).parameters())
+
+    def state_dict(self, role: str) -> dict[str, Tensor]:
+        """Weights and buffers of a role by name."""
+        return dict(self._module(role).state_dict())
+
+    def load_state_dict(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """Copy weights and buffers of a role in; ValueError when names or shapes differ."""
+        try:
+            self._module(role).load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise ValueError(f"the weights do not fit role {role!r}: {error}") from error
+
+    def _module(self, role: str) -> nn.Module:
+        modules = {"auxiliary": self.auxiliary, "student": self.student}
+        if role not in modules:
+            raise ValueError(f"role must be one of {', '.join(TRAINED)}, got {role!r}")
+        return modules[role]
+
+
+def _trainable_copy(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module).requires_grad_(True)
+    low = any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in copied.parameters())
+    return copied.float() if low else copied

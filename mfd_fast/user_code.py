@@ -1,0 +1,67 @@
+"""A user's own teacher: ``package.module:factory`` gives a module, a safetensors file its weights."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mfd_fast.storage import read_tensors
+
+
+def load_object(reference: str) -> Any:
+    """The object that ``package.module:name`` names; the working directory is searched as Python scripts do.
+
+    Raises:
+        ValueError: the reference is malformed, or the module or name does not exist; the message says which.
+    """
+    module_name, colon, name = reference.partition(":")
+    if not colon or not module_name or not name:
+        raise ValueError(f"expected package.module:name, got {reference!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{reference!r}: there is no module {error.name!r}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{reference!r}: module {module_name!r} has no {part!r}")
+        found = getattr(found, part)
+    return found
+
+
+def call_factory(reference: str) -> nn.Module:
+    """The module that the factory (a function or class without required arguments) makes.
+
+    Raises:
+        ValueError: the reference is wrong.
+        TypeError: what it names does not make an nn.Module.
+    """
+    factory: Callable[[], Any] = load_object(reference)
+    if not callable(factory):
+        raise TypeError(f"{reference!r} must be callable and return an nn.Module, got {type(factory).__name__}")
+    module = factory()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{reference!r} must return an nn.Module, got {type(module).__name__}")
+    return module
+
+
+def load_teacher(reference: str, weights: Path | None) -> nn.Module:
+    """A user's teacher, with the weights of a safetensors file if one is given.
+
+    Raises:
+        ValueError: the weights do not fit the module.
+        FileNotFoundError: there is no such file.
+    """
+    module = call_factory(reference)
+    if weights is not None:
+        if not weights.is_file():
+            raise FileNotFoundError(f"weights must be a safetensors file, {weights} does not exist")
+        try:
+            module.load_state_dict(read_tensors(weights))
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not fit {reference!r}: {error}") from error
+    return module
