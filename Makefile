@@ -30,7 +30,7 @@ help:
 	@echo "          VENV=.venv-312                another folder for the environment"
 	@echo "          TORCH='torch==2.11.0'         a torch of your own choice; otherwise one that PYTHON has"
 	@echo "                                        is reused, or the version in constraints.txt installed"
-	@echo "          PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
+	@echo "          PIP_ARGS='--extra-index-url URL'"
 	@echo "                                        passed to every pip install"
 
 setup: $(STAMPS)/demo
@@ -39,11 +39,11 @@ demo: $(STAMPS)/demo
 	@$(BIN)/mfd-fast demo
 
 test: $(STAMPS)/test
-	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --cov --cov-report term
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term
 
 lint: $(STAMPS)/lint
 	@echo "ruff"
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --quiet --check . || { echo "not formatted; run: make format"; exit 1; }
 	@echo "mypy, on the installed package"
 	@rm -rf build $(VENV)/installed

@@ -1,9 +1,14 @@
 """Mean Flow Distillation of flow-matching models, with fast rollouts of teacher and auxiliary."""
 
+from mfd_fast.distillation import Task as Task
+from mfd_fast.distillation import distill as distill
+from mfd_fast.distillation import load_student as load_student
 from mfd_fast.mean_velocity import PairStats as PairStats
 from mfd_fast.mean_velocity import integrate as integrate
 from mfd_fast.mean_velocity import mean_velocity as mean_velocity
 from mfd_fast.mean_velocity import mean_velocity_pair as mean_velocity_pair
+from mfd_fast.settings_io import load_settings as load_settings
+from mfd_fast.student import Student as Student
 from mfd_fast.types import RolloutStats as RolloutStats
 from mfd_fast.types import SharedBackbone as SharedBackbone
 from mfd_fast.types import Status as Status

@@ -14,9 +14,9 @@ from mfd_fast.training.context import make_context
 from mfd_fast.training.teacher import train_teacher
 
 
-def run_demo(settings: Settings, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+def run_demo(settings: Settings, folder: Path, *, resume: bool, phases: Phases) -> dict[str, Any]:
     """Run all phases into ``folder``; returns the metrics. With ``resume`` finished phases are not repeated."""
-    run, phases = RunFolder(folder), Phases()
+    run = RunFolder(folder)
     context = make_context(settings.run)
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_settings(settings)

@@ -13,8 +13,8 @@ from mfd_fast.data.dataset import Dataset
 from mfd_fast.fields import autocast
 from mfd_fast.models import MODELS, describe_model, null_condition
 from mfd_fast.models.base import VelocityNetwork
-from mfd_fast.models.lora import LoRARoles
-from mfd_fast.run_folder import RunFolder, network_from_description
+from mfd_fast.models.lora import LoRARoles, shared_copy
+from mfd_fast.run_folder import RunFolder, network_from_description, with_weights
 from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
@@ -23,6 +23,10 @@ from mfd_fast.training.distill import DistillTraining, SampleHook
 from mfd_fast.training.loop import LoopOptions, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.roles import FullRoles, Roles
+
+
+GRID_SIDE = 10
+"""Rows and columns of the sample grids."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,16 @@ def distill(
             f"distill.guidance_scale is {settings.distill.guidance_scale} but the teacher has no negative condition; "
             f"set it to 1.0 or give the task a negative_condition"
         )
-    teacher.to(context.device)
+    network = network_description(teacher, factory)
+    if context.world.is_main and folder.has_network("teacher"):
+        check_same_teacher(folder, teacher)
     seed = settings.run.seed
-    roles = make_roles(teacher, settings.distill, derive_seed(seed, "distill/init", 0))
+    frozen = frozen_copy(teacher, context)
+    roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0))
     student = make_student(roles, task, settings.distill, context.device)
     conditions = ConditionTable(task.conditions, task.negative_condition, seed)
     hook = grid_hook(folder, task, seed) if context.world.is_main and settings.distill.sample_every else None
     training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook)
-    network = network_description(teacher, factory)
     if context.world.is_main:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_settings(settings)
@@ -135,7 +141,8 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
 
     Args:
         run: the run folder.
-        network: a module built as the teacher was, for runs whose teacher only its Python code can build.
+        network: a module built as the teacher was, for runs whose teacher only its Python code can build; it gets the
+            weights.
         device: where to put it.
 
     Raises:
@@ -146,7 +153,7 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
     description = folder.read_description("student")
     state = folder.read_tensors("student")
     if description["roles"] == "lora":
-        base = network or folder.read_teacher()
+        base = folder.read_teacher() if network is None else with_weights(network, folder.read_tensors("teacher"))
         lora = description["lora"]
         roles = LoRARoles(base.to(device), rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
         roles.load_state_dict("student", state)
@@ -154,8 +161,7 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
     elif network is None:
         field = network_from_description(description["network"], state).to(device)
     else:
-        network.load_state_dict(state)
-        field = network.to(device)
+        field = with_weights(network, state).to(device)
     counts = description["label_counts"]
     return Student(
         autocast(field, PRECISIONS[description["precision"]]),
@@ -165,6 +171,23 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         label_counts=None if counts is None else tuple(counts),
         device=torch.device(device),
     )
+
+
+def check_same_teacher(folder: RunFolder, teacher: nn.Module) -> None:
+    """Raise ValueError if the folder's teacher, which its student will be compared with, has other weights."""
+    kept = folder.read_tensors("teacher")
+    given = {name: value.detach().cpu() for name, value in teacher.state_dict().items()}
+    if kept.keys() != given.keys() or not all(torch.equal(kept[name], given[name]) for name in kept):
+        raise ValueError(f"{folder.path} holds another teacher than the one given: choose another folder")
+
+
+def frozen_copy(teacher: nn.Module, context: Context) -> nn.Module:
+    """The teacher in evaluation mode on the run's device, with the main process's weights; the module itself stays as
+    it is, and on its own device the copy shares its memory.
+    """
+    copied = shared_copy(teacher).to(context.device).eval()
+    context.world.broadcast([value for value in copied.state_dict().values() if value.is_floating_point()])
+    return copied
 
 
 def make_roles(teacher: nn.Module, settings: DistillSettings, seed: int) -> Roles:
@@ -219,15 +242,17 @@ def grid_hook(folder: RunFolder, task: Task, seed: int) -> SampleHook | None:
     if task.value_range is None:
         return None
     value_range = task.value_range
+    index = torch.arange(GRID_SIDE**2)
+    if task.label_counts is not None:
+        condition = {"label": index % len(task.label_counts)}
+    else:
+        condition = {name: rows[index % len(rows)] for name, rows in task.conditions.items()}
 
     def save(student_updates: int, student: Student) -> None:
         from mfd_fast.report import save_image_grid
 
-        rows = 10
-        labels = len(task.label_counts or (0,) * rows)
-        condition = {} if task.label_counts is None else {"label": torch.arange(labels).repeat(rows)}
-        samples = student.sample(labels * rows, condition, derive_seed(seed, "grid", 0))
+        samples = student.sample(GRID_SIDE**2, condition, derive_seed(seed, "grid", 0))
         name = f"update-{student_updates:06d}.png"
-        save_image_grid(folder.path / "samples" / name, samples, columns=labels, value_range=value_range)
+        save_image_grid(folder.path / "samples" / name, samples, columns=GRID_SIDE, value_range=value_range)
 
     return save

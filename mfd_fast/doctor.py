@@ -102,12 +102,12 @@ def _cuda_build() -> str:
 
 def _devices() -> Iterator[Check]:
     if not torch.cuda.is_available():
-        why = "torch is a CPU build; install one for CUDA (https://pytorch.org/get-started)"
+        why = "torch is a CPU build; install one for CUDA"
         if torch.version.cuda is not None:
             why = "torch sees no CUDA device; is the driver installed and CUDA_VISIBLE_DEVICES right?"
         yield Check("CUDA device", False, why)
         return
-    for index in range(torch.cuda.device_count()):  # pragma: no cover - gpu
+    for index in range(torch.cuda.device_count()):  # pragma: no cover (gpu)
         found = torch.cuda.get_device_properties(index)
         memory = f"{found.total_memory / 2**30:.1f} GiB"
         detail = f"{found.name}, compute capability {found.major}.{found.minor}, {memory}"
@@ -139,13 +139,13 @@ def _triton() -> Check:
         return Check("Triton", False, "not installed; pip install 'mfd_fast[kernels]' (Linux with a GPU)")
     if not torch.cuda.is_available():
         return Check("Triton", False, f"{version} is installed, but there is no CUDA device; PyTorch runs instead")
-    return Check("Triton", True, version)  # pragma: no cover - gpu
+    return Check("Triton", True, version)  # pragma: no cover (gpu)
 
 
 def _cuda_graphs() -> Check:
     if not torch.cuda.is_available():
         return Check("CUDA graphs", False, "there is no CUDA device")
-    return _runner("CUDA graphs", "captured", "runner='captured' uses them")  # pragma: no cover - gpu
+    return _runner("CUDA graphs", "captured", "runner='captured' uses them")  # pragma: no cover (gpu)
 
 
 def _compile() -> Check:

@@ -80,7 +80,7 @@ def write_samples(path: Path, x: Tensor, label: Tensor | None) -> None:
 
 
 def summarise(report: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """The metrics by role: Fréchet distances by number of steps, the rest for the teacher's most steps and the student."""
+    """By role: Fréchet distances by number of steps; the rest for the teacher's most steps and for the student."""
     by_role: dict[str, dict[str, dict[str, Any]]] = {"teacher": {}, "student": {}}
     for name, values in report["samples"].items():
         role, _, steps = name.rpartition("-")

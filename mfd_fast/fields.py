@@ -1,6 +1,5 @@
 """Wrappers that give fields of other conventions the convention of `mfd_fast.path` (0 = data, 1 = noise)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +7,14 @@ import torch
 from torch import Tensor
 
 from mfd_fast.path import expand_times
-from mfd_fast.types import RowGroup, SharedBackbone
-
-Network = Callable[..., Tensor]
+from mfd_fast.types import RowGroup, SharedBackbone, VelocityField
 
 
 @dataclass(frozen=True)
-class reversed_time:  # noqa: N801 - reads as a verb where it is used
+class reversed_time:
     """A field with 0 = noise, 1 = data and velocity data - noise: ``v(x, t) = -field(x, 1 - t)``."""
 
-    field: Network
+    field: VelocityField
 
     def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The velocity ``[B, ...]`` at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
@@ -25,10 +22,10 @@ class reversed_time:  # noqa: N801 - reads as a verb where it is used
 
 
 @dataclass(frozen=True)
-class scaled_time:  # noqa: N801
+class scaled_time:
     """A field that wants times in [0, scale], e.g. 1000: ``v(x, t) = field(x, scale * t)``."""
 
-    field: Network
+    field: VelocityField
     scale: float
 
     def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
@@ -37,10 +34,10 @@ class scaled_time:  # noqa: N801
 
 
 @dataclass(frozen=True)
-class from_data_prediction:  # noqa: N801
+class from_data_prediction:
     """A network that predicts the data: ``v = (x - network(x, t)) / max(t, min_time)``."""
 
-    field: Network
+    field: VelocityField
     min_time: float = 1e-3
 
     def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
@@ -49,10 +46,10 @@ class from_data_prediction:  # noqa: N801
 
 
 @dataclass(frozen=True)
-class from_noise_prediction:  # noqa: N801
+class from_noise_prediction:
     """A network that predicts the noise: ``v = (network(x, t) - x) / max(1 - t, min_time)``."""
 
-    field: Network
+    field: VelocityField
     min_time: float = 1e-3
 
     def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
@@ -64,7 +61,7 @@ class from_noise_prediction:  # noqa: N801
 class Autocast:
     """A field whose network computes under autocast; see `autocast`."""
 
-    field: Network
+    field: VelocityField
     dtype: torch.dtype
 
     def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
@@ -92,8 +89,8 @@ class AutocastRole(Autocast):
             return self.field.evaluate_groups(inner)
 
 
-def autocast(field: Network, dtype: torch.dtype | None) -> Network:
-    """``field`` with its network under autocast to ``dtype``, states and times staying float32; None changes nothing."""
+def autocast(field: VelocityField, dtype: torch.dtype | None) -> VelocityField:
+    """``field`` with its network under autocast to ``dtype`` (states and times stay float32); None changes nothing."""
     if dtype is None:
         return field
     return AutocastRole(field, dtype) if isinstance(field, SharedBackbone) else Autocast(field, dtype)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from mfd_fast.guidance import guide
-from mfd_fast.pairing import PairedField, share_backbone
+from mfd_fast.pairing import PairedField, paired
 from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import Problem, RolloutOptions, execute
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.solvers import get_solver
-from mfd_fast.types import Condition, RolloutStats, SharedBackbone, Status, VelocityField
+from mfd_fast.types import Condition, RolloutStats, Status, VelocityField
 
 
 class PairStats(NamedTuple):
@@ -173,8 +173,9 @@ def mean_velocity_pair(
     first = _problem(teacher, x, t, r, options, condition, negative_condition, guidance_scale)
     second = _problem(auxiliary, x, t, r, other, condition, None, 1.0)
     fixed = steps is not None or get_solver(solver).error_order is None
-    if other == options and fixed and max_evaluations is None and share_backbone(teacher, auxiliary):
-        return _run_as_one_batch(teacher, auxiliary, first, second, options, return_stats)
+    both = paired(teacher, auxiliary, guided=first.cost == 2)
+    if both is not None and other == options and fixed and max_evaluations is None:
+        return _run_as_one_batch(both, first, second, options, return_stats)
     teacher_rollout, teacher_stats = _run(first, options, return_stats)
     auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats)
     velocities = (teacher_rollout.mean_velocity, auxiliary_rollout.mean_velocity)
@@ -198,7 +199,9 @@ def _problem(
     times = checks.check_times(t, r, x, field)
     field_dtype = checks.resolve_field_dtype(field, x, options.field_dtype)
     rows = checks.check_condition("condition", condition, x)
-    negative = None if negative_condition is None else checks.check_condition("negative_condition", negative_condition, x)
+    negative = (
+        None if negative_condition is None else checks.check_condition("negative_condition", negative_condition, x)
+    )
     state = x.to(checks.state_dtype(x))
     guided, arguments, cost = guide(field, rows, negative, guidance_scale, state)
     return Problem(guided, arguments, state, times, field_dtype, cost)
@@ -212,7 +215,7 @@ def _run(problem: Problem, options: RolloutOptions, return_stats: bool) -> tuple
         return _finish(Rollout(problem.x, problem.x, rows, rows, rows), None, problem, options)
     rollout = execute(problem, options)
     bad = bad_rows(rollout)
-    if problem.x.is_cuda and not return_stats:  # pragma: no cover - gpu
+    if problem.x.is_cuda and not return_stats:  # pragma: no cover (gpu)
         defer_check(bad)
         return _finish(rollout, None, problem, options)
     first_bad = None
@@ -245,16 +248,11 @@ def _finish(
 
 
 def _run_as_one_batch(
-    teacher: SharedBackbone,
-    auxiliary: SharedBackbone,
-    first: Problem,
-    second: Problem,
-    options: RolloutOptions,
-    return_stats: bool,
+    field: PairedField, first: Problem, second: Problem, options: RolloutOptions, return_stats: bool
 ) -> Any:
     """Both fields of a shared backbone in one integration; see `mfd_fast.pairing`."""
     both = first._replace(
-        field=PairedField(teacher, auxiliary, guided=first.cost == 2),
+        field=field,
         condition={"teacher": first.condition, "auxiliary": second.condition},
         x=torch.stack([first.x, second.x], 1),
         cost=1,

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from mfd_fast.guidance import combine, complete_negative
-from mfd_fast.types import Condition, RowGroup, SharedBackbone
+from mfd_fast.types import Condition, RowGroup, SharedBackbone, VelocityField
 
 
-def share_backbone(teacher: object, auxiliary: object) -> bool:
-    """Whether two fields are roles of the same backbone."""
-    return (
+def paired(teacher: VelocityField, auxiliary: VelocityField, *, guided: bool) -> "PairedField | None":
+    """Both as one field if they are roles of the same backbone, else None."""
+    if (
         isinstance(teacher, SharedBackbone)
         and isinstance(auxiliary, SharedBackbone)
         and teacher.backbone is auxiliary.backbone
-    )
+    ):
+        return PairedField(teacher, auxiliary, guided)
+    return None
 
 
 @dataclass(frozen=True)

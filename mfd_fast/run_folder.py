@@ -11,6 +11,7 @@ from torch import nn
 
 from mfd_fast.config import Settings
 from mfd_fast.models import build_model, model_from_description
+from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.settings_io import from_toml, to_toml
 from mfd_fast.storage import read_json, read_tensors, write_json, write_tensors, write_text
 
@@ -81,7 +82,7 @@ class RunFolder:
 
 
 def network_from_description(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """A network of this package or of the user's factory with weights.
+    """A network of this package or of the user's factory with weights, in evaluation mode.
 
     Raises:
         ValueError: the weights do not fit.
@@ -98,14 +99,19 @@ def network_from_description(description: dict[str, Any], tensors: dict[str, tor
         )
     else:
         module = model_from_description(description)
+    return with_weights(module, tensors)
+
+
+def with_weights(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """``module`` ready for use: with these weights, frozen and in evaluation mode; ValueError if they do not fit."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"the weights do not fit the network: {error}") from error
-    return module.requires_grad_(False)
+    return module.requires_grad_(False).eval()
 
 
-def build_from_settings(settings: Settings, sample_shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+def build_from_settings(settings: Settings, sample_shape: tuple[int, ...], num_classes: int | None) -> VelocityNetwork:
     """A new network as the settings want it."""
     return build_model(settings.model.name, sample_shape, num_classes, **settings.model.options)
 

@@ -36,7 +36,7 @@ class Share:
     """Rows of the share."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.first and 1 <= self.rows and self.first + self.rows <= self.total):
+        if not (self.first >= 0 and self.rows >= 1 and self.first + self.rows <= self.total):
             raise ValueError(f"share must lie inside the batch, got {self}")
 
 

@@ -1,12 +1,13 @@
 """The student: a few-step generator, from noise to samples."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from mfd_fast.intervals import shift_times
-from mfd_fast.rows import first_rows
+from mfd_fast.rows import check_rows, first_rows, map_tensors
 from mfd_fast.streams import make_generator
 from mfd_fast.types import Condition, VelocityField
 
@@ -32,7 +33,7 @@ class Student:
     shift: float = 1.0
     grad_steps: int | None = None
     label_counts: tuple[int, ...] | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -55,7 +56,7 @@ class Student:
         grid = self.time_grid()
         free = self.steps - (self.grad_steps or self.steps) if with_gradient else self.steps
         x = noise
-        for index, (now, then) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        for index, (now, then) in enumerate(pairwise(grid)):
             with torch.set_grad_enabled(with_gradient and index >= free):
                 t = torch.full((x.shape[0],), now, dtype=torch.float32, device=x.device)
                 velocity = self.field(x, t, **first_rows(condition, x.shape[0])).to(x.dtype)
@@ -63,16 +64,20 @@ class Student:
         return x
 
     def draw_condition(self, n: int, seed: int = 0) -> dict[str, Tensor]:
-        """Labels as frequent as in the training data, ``{"label": [n]}`` int64; empty without classes."""
+        """Labels as frequent as in the training data, ``{"label": [n]}`` int64; empty without classes.
+
+        Raises:
+            ValueError: n is not positive.
+        """
+        if n < 1:
+            raise ValueError(f"n must be positive, got {n}")
         if self.label_counts is None:
             return {}
         weights = torch.tensor(self.label_counts, dtype=torch.float64)
         generator = make_generator(seed, "sample/condition")
         return {"label": torch.multinomial(weights, n, replacement=True, generator=generator)}
 
-    def sample(
-        self, n: int, condition: Condition | None = None, seed: int = 0, batch_size: int = 1024
-    ) -> Tensor:
+    def sample(self, n: int, condition: Condition | None = None, seed: int = 0, batch_size: int = 1024) -> Tensor:
         """``n`` samples ``[n, *sample_shape]`` float32 on the CPU; the same seed gives the same samples.
 
         Args:
@@ -82,14 +87,17 @@ class Student:
             batch_size: rows per network call.
 
         Raises:
-            ValueError: n or batch_size is not positive.
+            ValueError: n or batch_size is not positive, or the condition has another number of rows.
         """
         if n < 1 or batch_size < 1:
             raise ValueError(f"n and batch_size must be positive, got n={n}, batch_size={batch_size}")
-        rows = first_rows(self.draw_condition(n, seed) if condition is None else condition, n)
+        rows = self.draw_condition(n, seed) if condition is None else map_tensors(condition, Tensor.cpu)
+        check_rows("condition", rows, n, torch.device("cpu"))
+        rows = first_rows(rows, n)
         noise = torch.randn(n, *self.sample_shape, generator=make_generator(seed, "sample/noise"))
         parts = []
         for first in range(0, n, batch_size):
-            part = {name: value[first : first + batch_size].to(self.device) for name, value in rows.items()}
-            parts.append(self.generate(noise[first : first + batch_size].to(self.device), part).cpu())
+            batch = slice(first, first + batch_size)
+            part = map_tensors(rows, lambda value, batch=batch: value[batch].to(self.device))
+            parts.append(self.generate(noise[batch].to(self.device), part).cpu())
         return torch.cat(parts)

@@ -1,6 +1,6 @@
 """Shared protocols, aliases and result codes. Imports nothing of this package."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,14 +11,12 @@ Condition = Mapping[str, Any]
 (shared by all rows); mappings may nest; anything else is passed on as it is."""
 
 
-class VelocityField(Protocol):
-    """A velocity: ``field(x, t, **condition) -> velocity``.
+VelocityField = Callable[..., Tensor]
+"""A velocity: ``field(x, t, **condition) -> velocity``.
 
-    ``x``: ``[B, ...]``; ``t``: ``[B]`` float32 (float64 when x is float64); the result has the shape of ``x``.
-    A field may declare ``time_range = (lo, hi)``; only then are times checked against it.
-    """
-
-    def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor: ...
+``x``: ``[B, ...]``; ``t``: ``[B]`` float32 (float64 when x is float64); the result has the shape of ``x``.
+A field may declare ``time_range = (lo, hi)``; only then are times checked against it.
+"""
 
 
 @runtime_checkable

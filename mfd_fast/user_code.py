@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -40,10 +40,7 @@ def call_factory(reference: str) -> nn.Module:
         ValueError: the reference is wrong.
         TypeError: what it names does not make an nn.Module.
     """
-    factory: Callable[[], Any] = load_object(reference)
-    if not callable(factory):
-        raise TypeError(f"{reference!r} must be callable and return an nn.Module, got {type(factory).__name__}")
-    module = factory()
+    module = _call(reference)
     if not isinstance(module, nn.Module):
         raise TypeError(f"{reference!r} must return an nn.Module, got {type(module).__name__}")
     return module
@@ -58,10 +55,34 @@ def load_teacher(reference: str, weights: Path | None) -> nn.Module:
     """
     module = call_factory(reference)
     if weights is not None:
-        if not weights.is_file():
-            raise FileNotFoundError(f"weights must be a safetensors file, {weights} does not exist")
-        try:
-            module.load_state_dict(read_tensors(weights))
-        except RuntimeError as error:
-            raise ValueError(f"{weights} does not fit {reference!r}: {error}") from error
+        load_weights(module, weights)
     return module
+
+
+def load_field(reference: str, weights: Path | None) -> Callable[..., Any]:
+    """A user's field, an nn.Module or any other callable that the factory makes."""
+    field = _call(reference)
+    if not callable(field):
+        raise TypeError(f"{reference!r} must return a callable field(x, t), got {type(field).__name__}")
+    if weights is not None:
+        if not isinstance(field, nn.Module):
+            raise TypeError(f"weights can only be loaded into an nn.Module, {reference!r} makes {type(field).__name__}")
+        load_weights(field, weights)
+    return cast(Callable[..., Any], field)
+
+
+def load_weights(module: nn.Module, weights: Path) -> None:
+    """Load a safetensors file into a module; FileNotFoundError or ValueError say what is wrong with it."""
+    if not weights.is_file():
+        raise FileNotFoundError(f"weights must be a safetensors file, {weights} does not exist")
+    try:
+        module.load_state_dict(read_tensors(weights))
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the module: {error}") from error
+
+
+def _call(reference: str) -> Any:
+    factory = load_object(reference)
+    if not callable(factory):
+        raise TypeError(f"{reference!r} must be callable, got {type(factory).__name__}")
+    return factory()

@@ -223,6 +223,14 @@ def test_training_mode_without_such_layers_is_fine() -> None:
     assert check_field(network, DATA).ok
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_that_depends_on_the_batch_is_allowed_in_low_precision(dtype: torch.dtype) -> None:
+    def rounds(x: Tensor, t: Tensor) -> Tensor:
+        return (LAW(x, t) * (1.02 if len(x) == 1 else 1.0)).to(dtype)
+
+    assert check_field(rounds, DATA).ok == (dtype == torch.bfloat16)
+
+
 def test_low_precision_result_is_accepted() -> None:
     report = check_field(lambda x, t: LAW(x, t).bfloat16(), DATA)
     assert report.ok

@@ -89,9 +89,7 @@ def surrogate_loss(x_t: Tensor, gap: Tensor) -> Tensor:
     return 0.5 * mse_loss(x_t, (x_t - gap).detach())
 
 
-def flow_matching_loss(
-    field: VelocityField, data: Tensor, noise: Tensor, t: Tensor, condition: Condition
-) -> Tensor:
+def flow_matching_loss(field: VelocityField, data: Tensor, noise: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """``mean((field((1-t) data + t noise, t) - (noise - data))^2)``; data and noise ``[B, ...]``, t ``[B]``."""
     velocity = field(interpolate(data, noise, t), t, **condition)
     return mse_loss(velocity.to(data.dtype), conditional_velocity(data, noise))

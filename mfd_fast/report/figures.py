@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mfd_fast.report.health import sample_spread
-from mfd_fast.report.run_folder import LogLines, RunRecord, column, finite, numbers
+from mfd_fast.report.record import LogLines, RunRecord, column, finite, numbers
 from mfd_fast.report.series import Series, gap_map, summarise
 from mfd_fast.report.theme import Theme, new_figure
 from mfd_fast.report.words import distance_name, show, show_seconds, steps_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+BOTH_ROLES = "updates (auxiliary and student)"
 AXES_POINTS = 165
 """Height of the axes of a curve in points, roughly."""
 LABEL_HEIGHT = 0.19
@@ -118,7 +119,7 @@ def _curves_figure(
         axes.plot(series.update, series.middle, color=theme.of(role), marker="o" if len(series.update) == 1 else "")
     if logarithmic:
         _logarithmic(axes)
-    axes.set_xlabel("updates")
+    axes.set_xlabel("teacher updates" if "teacher" in drawn else BOTH_ROLES)
     axes.set_ylabel(label)
     axes.margins(x=0.02)
     _label_ends(axes, drawn, theme, labelled)
@@ -178,7 +179,7 @@ def gap_map_figure(record: RunRecord, theme: Theme) -> "Figure | None":
         interpolation="nearest",
     )
     axes.grid(False)
-    axes.set_xlabel("updates")
+    axes.set_xlabel(BOTH_ROLES)
     axes.set_ylabel("time t (0 = data, 1 = noise)")
     bar = figure.colorbar(picture, ax=axes, label="velocity gap (rms)")
     if logarithmic:

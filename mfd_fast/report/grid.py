@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mfd_fast.report.files import missing_extra, write_whole
+from mfd_fast.report.extras import missing_extra
+from mfd_fast.storage import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +63,12 @@ def save_image_grid(
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> None:
     """Write `image_grid` of the same arguments to ``path`` as a PNG, whole or not at all."""
-    write_whole(Path(path), encode(image_grid(x, columns, scale, value_range), "PNG"))
+    content = encode(image_grid(x, columns, scale, value_range), "PNG")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_file(Path(path), write)
 
 
 def encode(pixels: NDArray[np.uint8], file_format: str) -> bytes:

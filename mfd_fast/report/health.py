@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mfd_fast.report.run_folder import LogLines, RunRecord, column, finite, numbers
+from mfd_fast.report.record import LogLines, RunRecord, column, finite, last_update, numbers, steps_in
 from mfd_fast.report.words import State, show
 
 FEWEST_LINES = 20
@@ -38,16 +38,11 @@ def health_checks(record: RunRecord) -> list[Check]:
 
 def sample_spread(record: RunRecord) -> tuple[str, float] | None:
     """Standard deviation over all values of the real samples if the run kept them, else of the teacher's samples."""
-    teachers = sorted((stem for stem in record.samples if stem.startswith("teacher-")), key=_steps, reverse=True)
+    teachers = sorted((stem for stem in record.samples if stem.startswith("teacher-")), key=steps_in, reverse=True)
     for stem, name in [("data", "the real data"), *((stem, "the teacher's samples") for stem in teachers[:1])]:
         if stem in record.samples and math.isfinite(spread := float(record.samples[stem].x.std())):
             return name, spread
     return None
-
-
-def _steps(stem: str) -> int:
-    number = stem.rpartition("-")[2]
-    return int(number) if number.isdecimal() else 0
 
 
 def _smooth(values: NDArray[np.float64], parts: int = 10) -> NDArray[np.float64]:
@@ -66,7 +61,7 @@ def _velocity_gap(record: RunRecord) -> Check | None:
         return None
     trend = _trend(record.student_log, "velocity_gap")
     if trend is None:
-        return Check("unknown", title, f"Fewer than {FEWEST_LINES} student updates: too early to see a trend.")
+        return Check("unknown", title, f"Fewer than {FEWEST_LINES} log lines: too early to see a trend.")
     peak, last = float(trend.max()), float(trend[-1])
     if peak == 0:
         return Check("problem", title, "It is zero throughout: the auxiliary does not follow the student.")
@@ -84,7 +79,7 @@ def _auxiliary_loss(record: RunRecord) -> Check | None:
         return None
     trend = _trend(record.auxiliary_log, "loss")
     if trend is None:
-        return Check("unknown", title, f"Fewer than {FEWEST_LINES} auxiliary updates: too early to see a trend.")
+        return Check("unknown", title, f"Fewer than {FEWEST_LINES} log lines: too early to see a trend.")
     lowest, last = float(trend.min()), float(trend[-1])
     values = f"it ends at {show(last)} and was {show(lowest)} at its lowest"
     if last <= 1.3 * lowest:
@@ -107,14 +102,15 @@ def _finite_numbers(record: RunRecord) -> Check | None:
 
 
 def _skipped_updates(record: RunRecord) -> Check | None:
-    counts = [count for line in record.student_log if (count := finite(line.get("skipped"))) is not None]
+    lines = [*record.auxiliary_log, *record.student_log]
+    counts = [count for line in lines if (count := finite(line.get("skipped"))) is not None]
     if not counts:
         return None
-    skipped, total = int(max(counts)), len(record.student_log) + len(record.auxiliary_log)
+    skipped, total = int(max(counts)), last_update(record.student_log, record.auxiliary_log)
     title = "Skipped updates"
     if skipped == 0:
         return Check("good", title, "No update was skipped.")
-    sentence = f"{skipped:,} skipped beside {total:,} logged updates, because a gradient was not finite."
+    sentence = f"{skipped:,} of {total:,} updates were skipped, because a gradient was not finite."
     return Check("look" if skipped <= 0.01 * total else "problem", title, sentence)
 
 

@@ -1,6 +1,7 @@
 """One self-contained HTML page about a run: no scripts, no outside resources, readable on paper."""
 
 import json
+import shlex
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
@@ -8,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mfd_fast.report import figures, words
-from mfd_fast.report.files import missing_extra, write_whole
+from mfd_fast.report.extras import missing_extra
 from mfd_fast.report.health import health_checks
 from mfd_fast.report.pictures import Picture, sample_pictures, training_pictures
-from mfd_fast.report.run_folder import RunRecord, column, numbers, read_run
+from mfd_fast.report.record import RunRecord, column, numbers, read_run
 from mfd_fast.report.series import summarise
 from mfd_fast.report.theme import Theme, themed_uris
+from mfd_fast.storage import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +93,7 @@ def write_report(run_folder: Path) -> Path:
     folder = Path(run_folder)
     page = render_report(read_run(folder))
     path = folder / "report.html"
-    write_whole(path, page.encode("utf-8"))
+    write_text(path, page)
     return path
 
 
@@ -162,10 +164,16 @@ def _plain(value: object) -> str:
 
 
 def _commands(record: RunRecord) -> list[tuple[str, str]]:
-    given = record.versions.get("command")
-    command = " ".join(str(part) for part in given) if isinstance(given, list) else given
-    rows = [("The command of this run", command)] if isinstance(command, str) and command else []
-    if record.student or record.student_log:
-        rows.append(("Samples from the student", f"mfd-fast sample {record.place} --num 64 --seed 0 --out samples.npz"))
-        rows.append(("Measure it again, with a new report", f"mfd-fast evaluate {record.place}"))
+    place = shlex.quote(record.place)
+    rows = []
+    if record.settings_text is not None:
+        options = f"--settings {place}/settings.toml --run {shlex.quote(record.place + '-again')}"
+        factory = record.student_network.get("factory")
+        own = f" --teacher {shlex.quote(str(factory))} --weights WEIGHTS.safetensors" if factory else ""
+        train = f"mfd-fast train-teacher {options}\n" if record.teacher_log and not own else ""
+        rows.append(("The same run again, in a new folder", f"{train}mfd-fast distill {options}{own}"))
+    if record.student:
+        rows.append(("Samples from its student", f"mfd-fast sample {place} --num 64 --seed 0 --out samples.npz"))
+        rows.append(("Measure its student again", f"mfd-fast evaluate {place}"))
+    rows.append(("Write this page again", f"mfd-fast report {place}"))
     return rows

@@ -1,6 +1,6 @@
 """Sample pictures of a run, chosen and enlarged for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfd_fast.report.grid import image_grid, load_picture, picture_uri
-from mfd_fast.report.run_folder import RunRecord, Samples
+from mfd_fast.report.record import RunRecord, Samples, steps_in
 from mfd_fast.report.scatter import points_of, scatter_figure, scatter_limits
 from mfd_fast.report.theme import themed_uris
 
@@ -40,8 +40,7 @@ class SamplePictures(NamedTuple):
 
 def sample_pictures(record: RunRecord) -> SamplePictures | None:
     """Grids (or scatter plots) of the evaluated samples; None when the run has none that can be shown."""
-    stems = sorted((stem for stem in record.samples if _order(stem) is not None), key=lambda stem: _order(stem) or ())
-    groups = {stem: record.samples[stem] for stem in stems}
+    groups = {stem: record.samples[stem] for stem in _panels(record.samples)}
     points = {_title(stem): flat for stem, group in groups.items() if (flat := points_of(group)) is not None}
     if points:
         return SamplePictures(_scatter_pictures(points), "All panels have the same axes.")
@@ -70,7 +69,7 @@ def training_pictures(paths: Sequence[Path], problems: list[str]) -> list[Pictur
             problems.append(f"samples/{path.name} could not be read ({type(error).__name__}) and was left out.")
             continue
         update = path.stem.partition("-")[2]
-        title = f"update {int(update):,}" if update.isdecimal() else path.stem
+        title = f"student update {int(update):,}" if update.isdecimal() else path.stem
         alt = f"The student's samples from fixed noise at {title}."
         pictures.append(Picture(title, alt, picture_uri(pixels, most_bytes=30_000), None))
     return pictures
@@ -86,25 +85,20 @@ def _scatter_pictures(points: dict[str, NDArray[np.float32]]) -> list[Picture]:
     return pictures
 
 
-def _order(stem: str) -> tuple[int, int] | None:
-    role, _, steps = stem.partition("-")
-    count = int(steps) if steps.isdecimal() else 0
-    match role:
-        case "teacher":
-            return (0, -count) if count != 1 else (2, 0)
-        case "student":
-            return 1, count
-        case "data":
-            return 3, 0
-        case _:
-            return None
+def _panels(stems: Iterable[str]) -> list[str]:
+    """The files to show, in order: teacher at its most steps, students, teacher at its fewest steps, real data."""
+    by_steps = sorted(stems, key=steps_in)
+    teachers = [stem for stem in by_steps if stem.startswith("teacher-")]
+    students = [stem for stem in by_steps if stem.startswith("student-")]
+    data = [stem for stem in by_steps if stem == "data"]
+    return [*teachers[-1:], *students, *teachers[:-1][:1], *data]
 
 
 def _title(stem: str) -> str:
-    role, _, steps = stem.partition("-")
-    if role == "data":
+    if stem == "data":
         return "Real data"
-    return f"{role.capitalize()}, {steps} step{'s' if steps != '1' else ''}" if steps else role.capitalize()
+    steps = steps_in(stem)
+    return f"{stem.partition('-')[0].capitalize()}, {steps} step{'s' if steps != 1 else ''}"
 
 
 def _choose(groups: dict[str, Samples]) -> tuple[dict[str, tuple[int, int, NDArray[np.int64]]], str]:
@@ -115,12 +109,13 @@ def _choose(groups: dict[str, Samples]) -> tuple[dict[str, tuple[int, int, NDArr
         for label in labels
     )
     choices = {stem: _pick(group) for stem, group in groups.items()}
-    rows_mean = "" if any(group.condition is None for group in groups.values()) else "Each row is one class. "
-    if len(generated) < 2:
-        return choices, rows_mean.strip()
-    if paired:
-        return choices, f"{rows_mean}The same place in each grid has the same noise and the same label."
-    return choices, f"{rows_mean}The files hold different labels, so places in the grids do not correspond."
+    labelled = all(group.condition is not None for group in groups.values())
+    notes = ["Each row is one class."] if labelled else []
+    if len(generated) > 1 and paired:
+        notes.append(f"The same place in each grid has the same noise{' and the same label' if labelled else ''}.")
+    elif len(generated) > 1:
+        notes.append("The files hold different labels, so places in the grids do not correspond.")
+    return choices, " ".join(notes)
 
 
 def _pick(group: Samples) -> tuple[int, int, NDArray[np.int64]]:

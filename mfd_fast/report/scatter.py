@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mfd_fast.report.run_folder import Samples
+from mfd_fast.report.record import Samples
 from mfd_fast.report.theme import Theme, new_figure
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mfd_fast.report.run_folder import LogLines, finite, number
+from mfd_fast.report.record import LogLines, finite, number
 
 MOST_POINTS = 80
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mfd_fast.report.files import missing_extra
+from mfd_fast.report.extras import missing_extra
 from mfd_fast.report.grid import data_uri
 
 if TYPE_CHECKING:

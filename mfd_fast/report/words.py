@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from mfd_fast.report.run_folder import RunRecord, finite, number, numbers
+from mfd_fast.report.record import RunRecord, finite, last_update, number, numbers
 
 State = Literal["good", "look", "problem", "unknown"]
 
@@ -78,8 +78,8 @@ def verdict(record: RunRecord) -> Verdict:
     if isinstance(measured, Mapping) and any(number(value) is not None for value in measured.values()):
         return Verdict("problem", "The student's distance to the data is not finite: it has diverged.", "")
     if record.student_log:
-        updates = f"{len(record.student_log):,} logged student updates"
-        sentence = f"This run has not been evaluated yet; its log holds {updates}."
+        updates = last_update(record.student_log, record.auxiliary_log)
+        sentence = f"This run has not been evaluated yet; its log ends at update {updates:,} of the distillation."
         return Verdict("unknown", sentence, f"To measure it: mfd-fast evaluate {record.place}")
     if record.teacher_log or record.teacher:
         return Verdict("unknown", "Only the teacher has been trained so far; there is no student yet.", "")
@@ -122,23 +122,28 @@ def _count(steps: int) -> str:
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
     """Short name and value pairs for the top of the page; only those that are known."""
-    teacher, student = record.teacher, record.student
-    shape = student.get("sample_shape") or teacher.get("sample_shape")
+    teacher, student = record.teacher, record.student_network
+    shape = record.student.get("sample_shape") or teacher.get("sample_shape")
     classes = student.get("num_classes") or teacher.get("num_classes")
+    distilled, taught = last_update(record.student_log, record.auxiliary_log), last_update(record.teacher_log)
     wall, cpu = numbers(record.metrics.get("seconds")), numbers(record.metrics.get("cpu_seconds"))
     seed = finite(record.metrics.get("seed"))
     candidates = [
-        ("Teacher", teacher.get("model")),
-        ("Student", student.get("model")),
+        ("Teacher", _network_name(teacher)),
+        ("Student", _network_name(student)),
         ("One sample", " x ".join(str(size) for size in shape) if isinstance(shape, list) else None),
         ("Classes", classes),
-        ("Student updates", f"{len(record.student_log):,} logged" if record.student_log else None),
-        ("Auxiliary updates", f"{len(record.auxiliary_log):,} logged" if record.auxiliary_log else None),
+        ("Teacher updates", f"{taught:,}" if taught else None),
+        ("Distillation updates", f"{distilled:,}" if distilled else None),
         ("Wall time", show_seconds(sum(wall.values())) if wall else None),
         ("CPU time", show_seconds(sum(cpu.values())) if cpu else None),
         ("Seed", None if seed is None else f"{seed:.0f}"),
     ]
     return [(name, str(value)) for name, value in candidates if value is not None]
+
+
+def _network_name(description: Mapping[str, Any]) -> object:
+    return next((description[key] for key in ("model", "factory", "class") if key in description), None)
 
 
 _SHARES = (

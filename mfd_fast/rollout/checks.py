@@ -1,6 +1,7 @@
 """Checks of what a caller hands over. Anything that would make the host wait for a device is left out on devices."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -60,14 +61,16 @@ def check_condition(name: str, condition: Any, x: Tensor) -> Condition:
     """A mapping whose tensors have B or 1 rows and sit on the device of x; None is empty."""
     if condition is None:
         return {}
-    if not isinstance(condition, dict):
-        raise TypeError(f"{name} must be a dict of keyword arguments for the field or None, got {type(condition).__name__}")
+    if not isinstance(condition, Mapping):
+        raise TypeError(
+            f"{name} must be a mapping of keyword arguments for the field or None, got {type(condition).__name__}"
+        )
     check_rows(name, condition, x.shape[0], x.device)
     return condition
 
 
 def resolve_field_dtype(field: Any, x: Tensor, field_dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype in which the field gets x; a low-precision module under a float32 x is an error that says what to do."""
+    """The dtype in which the field gets x; a low-precision module under a float32 x is an error with its remedy."""
     if field_dtype is not None:
         if not isinstance(field_dtype, torch.dtype) or not field_dtype.is_floating_point:
             raise TypeError(f"field_dtype must be a floating-point torch dtype, got {field_dtype!r}")
@@ -110,9 +113,7 @@ def _check_values(name: str, host: Tensor, time_range: Any) -> None:
     low, high = time_range
     outside = (host < low) | (host > high)
     if bool(outside.any()):
-        raise ValueError(
-            f"{name} must lie in the field's time_range [{low:g}, {high:g}], got {_first(host, outside)}"
-        )
+        raise ValueError(f"{name} must lie in the field's time_range [{low:g}, {high:g}], got {_first(host, outside)}")
 
 
 def _first(values: Tensor, bad: Tensor) -> str:

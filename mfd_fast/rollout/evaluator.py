@@ -31,5 +31,7 @@ class RowEvaluator:
         if not isinstance(velocity, Tensor):
             raise TypeError(f"field must return a tensor of shape {tuple(x.shape)}, got {type(velocity).__name__}")
         if velocity.shape != x.shape:
-            raise ValueError(f"field must return the shape of x, expected {tuple(x.shape)}, got {tuple(velocity.shape)}")
+            raise ValueError(
+                f"field must return the shape of x, expected {tuple(x.shape)}, got {tuple(velocity.shape)}"
+            )
         return velocity.to(x.dtype)

@@ -1,13 +1,15 @@
 """Noticing velocities that are not finite, without making the host wait for a device."""
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mfd_fast.rollout.execute import Problem, RolloutOptions, execute
 from mfd_fast.rollout.result import Rollout
+from mfd_fast.rows import select_rows
 from mfd_fast.types import Status
 
 
@@ -36,8 +38,6 @@ def locate(problem: Problem, options: RolloutOptions, row: int) -> float:
             found[0], seen = float(t[0]), True
         return velocity
 
-    from mfd_fast.rows import select_rows
-
     index = torch.tensor([row], device=problem.x.device)
     times = type(problem.times)(*(part[row : row + 1] for part in problem.times))
     single = problem._replace(
@@ -52,26 +52,27 @@ def locate(problem: Problem, options: RolloutOptions, row: int) -> float:
 
 class _Pending(NamedTuple):
     flag: Tensor
-    copied: "torch.cuda.Event"
+    arrived: Callable[[], bool]
+    """Whether the flag has been copied to the host."""
 
 
 _PENDING: deque[_Pending] = deque()
 """Flags of rollouts on CUDA that nobody has looked at yet."""
 
 
-def defer_check(bad: Tensor) -> None:  # pragma: no cover - gpu
+def defer_check(bad: Tensor) -> None:  # pragma: no cover (gpu)
     """Copy the flag of a CUDA rollout to the host without waiting; `raise_deferred` reads it later."""
     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
     flag.copy_(bad.any(), non_blocking=True)
-    copied = torch.cuda.Event()
+    copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
-    _PENDING.append(_Pending(flag, copied))
+    _PENDING.append(_Pending(flag, copied.query))
 
 
 def raise_deferred() -> None:
     """Raise FloatingPointError if an earlier CUDA rollout whose flag has arrived by now was not finite."""
     bad = False
-    while _PENDING and _PENDING[0].copied.query():
+    while _PENDING and _PENDING[0].arrived():
         bad = bool(_PENDING.popleft().flag) or bad
     if bad:
         raise FloatingPointError(

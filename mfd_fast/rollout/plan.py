@@ -1,4 +1,4 @@
-"""Which rows of a batch step when: rows in order of their steps, longest first, so that finished rows fall off the end."""
+"""Which rows of a batch step when: rows with the most steps first, so that finished rows fall off the end."""
 
 from bisect import bisect_right
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def make_plan(steps: Tensor, solver: Solver, max_evaluations: int | None) -> Pla
         allowed = bisect_right(range(longest + 1), max_evaluations, key=solver.evaluations) - 1
         if longest and allowed < 1:
             raise ValueError(
-                f"max_evaluations must allow one step of the solver ({solver.evaluations(1)} evaluations of the field), "
+                f"max_evaluations must allow one step of the solver, {solver.evaluations(1)} evaluations of the field, "
                 f"got room for {max_evaluations}"
             )
         run = steps.clamp(max=allowed)

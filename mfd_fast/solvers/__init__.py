@@ -3,13 +3,14 @@
 from difflib import get_close_matches
 
 from mfd_fast.solvers.ab2 import AB2
-from mfd_fast.solvers.base import Solver
+from mfd_fast.solvers.base import Solver as Solver
 from mfd_fast.solvers.bosh3 import BOSH3
 from mfd_fast.solvers.euler import EULER
 from mfd_fast.solvers.heun import HEUN
 from mfd_fast.solvers.midpoint import MIDPOINT
 from mfd_fast.solvers.rk4 import RK4
-from mfd_fast.solvers.torchdiffeq import PREFIX, TorchdiffeqSolver
+from mfd_fast.solvers.torchdiffeq import PREFIX
+from mfd_fast.solvers.torchdiffeq import TorchdiffeqSolver as TorchdiffeqSolver
 
 SOLVERS: dict[str, Solver] = {
     "euler": EULER,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mfd_fast.path import expand_times
@@ -62,10 +61,8 @@ def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
     for weight, stage in zip(weights, stages, strict=True):
         if weight == 0.0:
             continue
-        if total is None:
-            total = stage if weight == 1.0 else weight * stage
-        else:
-            total = torch.add(total, stage, alpha=weight)
+        scaled = stage if weight == 1.0 else weight * stage
+        total = scaled if total is None else total + scaled
     if total is None:
         raise ValueError("a stage needs at least one non-zero weight")
     return total

@@ -1,13 +1,13 @@
 """Checkpoints: a folder of safetensors and JSON that appears whole or not at all, and says so with hashes.
 
-A checkpoint ``update-000123/`` holds one ``NAME.safetensors`` per group of tensors (a role, an optimiser, an average),
-``state.json`` (numbers) and ``manifest.json`` (size and SHA-256 of every other file, written last). It is filled under a
-hidden name and published by a rename.
+A checkpoint ``update-000123/`` holds one ``NAME.safetensors`` per group of tensors (a role, an optimiser, an
+average), ``state.json`` (numbers) and ``manifest.json`` (size and SHA-256 of every other file, written last). It is
+filled under a hidden name and published by a rename.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,26 @@ class Checkpoint:
     state: dict[str, Any]
     """Numbers: updates, schedule, settings."""
 
+    def require(self, groups: Iterable[str]) -> None:
+        """Raise ValueError unless all these groups of tensors are here."""
+        lacking = [name for name in groups if name not in self.tensors]
+        if lacking:
+            raise ValueError(f"{self.path} lacks {', '.join(lacking)}: this training cannot continue from it")
+
 
 def save_checkpoint(
     folder: Path, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write ``folder/update-NNNNNN`` and delete all but the newest ``keep`` checkpoints.
+    """Write ``folder/update-NNNNNN``; delete all but the newest ``keep`` up to it, and any of later updates.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{PREFIX}{update:06d}"
+    for left_over in folder.glob(f".{PREFIX}*"):  # of a process that was killed while it wrote
+        shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         for name, group in tensors.items():
@@ -56,8 +63,11 @@ def save_checkpoint(
         sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    checkpoints = list_checkpoints(folder)
+    newest = checkpoints.index(final)
+    # Those after it are damaged or of a course that was given up; kept, they would push good ones out.
+    for other in checkpoints[: max(0, newest + 1 - keep)] + checkpoints[newest + 1 :]:
+        shutil.rmtree(other)
     return final
 
 
@@ -88,10 +98,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, or None, and why newer ones were skipped."""
-    skipped = []
+    skipped: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path), skipped
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             skipped.append(f"skipped {path.name}: {error}")
     return None, skipped

@@ -30,9 +30,7 @@ class Context:
                 f"got {batch_size}"
             )
         rows = batch_size // parts
-        return [
-            Share(batch_size, (self.world.rank * accumulation + part) * rows, rows) for part in range(accumulation)
-        ]
+        return [Share(batch_size, (self.world.rank * accumulation + part) * rows, rows) for part in range(accumulation)]
 
     def exactness(self) -> dict[str, object]:
         """What must stay equal for a resume to give the same bits."""
@@ -62,7 +60,7 @@ def make_context(settings: RunSettings) -> Context:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"run.device is {settings.device!r}, but torch sees no CUDA device")
     world = join_world(device.type)
-    if device.type == "cuda" and device.index is None:  # pragma: no cover - gpu
+    if device.type == "cuda" and device.index is None:  # pragma: no cover (gpu)
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     return Context(device, world)

@@ -149,9 +149,7 @@ class DistillTraining:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; ValueError names what it lacks."""
-        lacking = [name for name in self.tensors() if name not in checkpoint.tensors]
-        if lacking:
-            raise ValueError(f"{checkpoint.path} lacks {', '.join(lacking)}: it cannot continue this distillation")
+        checkpoint.require(self.tensors())
         for role in TRAINED:
             self._roles.load_state_dict(role, checkpoint.tensors[role])
             numbers = checkpoint.state["training"][role]

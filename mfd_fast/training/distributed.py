@@ -30,16 +30,16 @@ class World:
         flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.size
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of ``values`` over the processes; NaN entries (nothing measured there) do not count."""
         if self.size == 1:
             return values
-        pair = torch.stack([values.nan_to_num(nan=0.0), (~values.isnan()).to(values)])
+        pair = torch.stack([values.nan_to_num(nan=0.0), (~values.isnan()).to(values)]).to(self._device())
         dist.all_reduce(pair)
-        return pair[0] / pair[1]
+        return (pair[0] / pair[1]).to(values.device)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is raised in any process."""
@@ -53,7 +53,9 @@ class World:
         """Give all processes the main process's values."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                message = tensor.contiguous()
+                dist.broadcast(message, src=0)
+                tensor.copy_(message)
 
     def barrier(self) -> None:
         """Wait until every process is here."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 - it is not an error
+class Interrupted(Exception):
     """A signal ended a training; it was saved and can be resumed."""
 
     def __init__(self, signal_number: int, message: str) -> None:

@@ -86,7 +86,7 @@ def run_training(training: Training, options: LoopOptions, world: World) -> list
         FloatingPointError: too many non-finite updates in a row; the last checkpoint before them stands.
         ValueError: the checkpoint to resume belongs to other settings.
     """
-    done, seconds, messages = _resume(training, options) if options.resume else (0, 0.0, [])
+    done, seconds, skipped, messages = _resume(training, options) if options.resume else (0, 0.0, 0, [])
     if world.is_main:
         for message in messages:
             print(message, flush=True)
@@ -103,14 +103,14 @@ def run_training(training: Training, options: LoopOptions, world: World) -> list
     with monitor, torch.random.fork_rng(), stop_on_signals() as stop:
         if done == 0:
             training.after_update(0)
-        _run(training, options, world, monitor, stop, done)
+        _run(training, options, world, monitor, stop, done, skipped)
     return messages
 
 
 def _run(
-    training: Training, options: LoopOptions, world: World, monitor: Monitor, stop: StopRequest, done: int
+    training: Training, options: LoopOptions, world: World, monitor: Monitor, stop: StopRequest, done: int, skipped: int
 ) -> None:
-    skipped_in_a_row = skipped = 0
+    skipped_in_a_row = 0
     for update in range(done, training.total_updates):
         # Dropout and user code draw from the global generator; keyed by the update it needs no saving.
         torch.manual_seed(derive_seed(options.seed, f"global/{world.rank}", update))
@@ -125,16 +125,17 @@ def _run(
                 f"{update}). Lower the learning rate, set clip_norm, or compute in float32; the checkpoints in "
                 f"{options.checkpoints} are from before."
             )
-        shown = {"loss": float(result.loss.detach())} if training.log_due(update) else {}
+        shown: dict[str, float] = {}
         if training.log_due(update):
             values = _log_line(result, skipped, world)
             monitor.log(update + 1, values)
+            shown = {f"{result.role} loss": float(result.loss.detach())}
         monitor.advance(update + 1, shown)
         training.after_update(update + 1)
         stopping = world.any(bool(stop))
         finished = update + 1 == training.total_updates
         if finished or stopping or training.checkpoint_due(update + 1):
-            _save(training, options, world, monitor, update + 1)
+            _save(training, options, world, monitor, update + 1, skipped)
         if stopping and not finished:
             raise Interrupted(
                 stop.signal_number or 15,
@@ -146,7 +147,7 @@ def _run(
 def _log_line(result: Update, skipped: int, world: World) -> dict[str, Value]:
     measured = {"loss": result.loss.detach().reshape(1), **{k: v.detach().reshape(-1) for k, v in result.logs.items()}}
     flat = world.mean(torch.cat([value.to("cpu", torch.float64) for value in measured.values()]))
-    parts = flat.split([value.numel() for value in measured.values()])
+    parts = torch.split(flat, [value.numel() for value in measured.values()])
     values: dict[str, Value] = {"role": result.role}
     for (name, tensor), part in zip(measured.items(), parts, strict=True):
         values[name] = part.tolist() if tensor.numel() > 1 else part.item()
@@ -154,11 +155,14 @@ def _log_line(result: Update, skipped: int, world: World) -> dict[str, Value]:
     return values | {"grad_norm": report.grad_norm, "learning_rate": report.learning_rate, "skipped": skipped}
 
 
-def _save(training: Training, options: LoopOptions, world: World, monitor: Monitor, done: int) -> None:
+def _save(
+    training: Training, options: LoopOptions, world: World, monitor: Monitor, done: int, skipped: int
+) -> None:
     if world.is_main:
         state = {
             "done": done,
             "seconds": monitor.seconds,
+            "skipped": skipped,
             "exactness": options.exactness,
             "fingerprint": options.fingerprint,
             "training": training.numbers(),
@@ -167,10 +171,10 @@ def _save(training: Training, options: LoopOptions, world: World, monitor: Monit
     world.barrier()
 
 
-def _resume(training: Training, options: LoopOptions) -> tuple[int, float, list[str]]:
+def _resume(training: Training, options: LoopOptions) -> tuple[int, float, int, list[str]]:
     checkpoint, messages = latest_checkpoint(options.checkpoints)
     if checkpoint is None:
-        return 0, 0.0, [*messages, f"{training.title}: nothing to resume in {options.checkpoints}, starting anew"]
+        return 0, 0.0, 0, [*messages, f"{training.title}: nothing to resume in {options.checkpoints}, starting anew"]
     state = checkpoint.state
     different = _differences(state["fingerprint"], options.fingerprint)
     if different:
@@ -180,12 +184,15 @@ def _resume(training: Training, options: LoopOptions) -> tuple[int, float, list[
         messages.append(f"{training.title}: resumed, but no longer bit for bit as without a stop: {'; '.join(changed)}")
     training.load(checkpoint)
     messages.append(f"{training.title}: resumed after {state['done']} updates from {checkpoint.path}")
-    return state["done"], state["seconds"], messages
+    return state["done"], state["seconds"], state["skipped"], messages
 
 
-def _differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key} was {saved.get(key)}, is {present.get(key)}"
-        for key in sorted(saved.keys() | present.keys())
-        if saved.get(key) != present.get(key)
-    ]
+def _differences(saved: Mapping[str, Any], present: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in sorted(saved.keys() | present.keys()):
+        before, now = saved.get(key), present.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            found.append(f"{prefix}{key} was {before}, is {now}")
+    return found

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 Value = int | float | str | Sequence[float | None] | None
 
 
@@ -20,20 +18,23 @@ class Monitor:
     def __init__(
         self, log: Path, *, title: str, total: int, start: int, seconds: float, tensorboard: Path | None, enabled: bool
     ) -> None:
+        from tqdm import tqdm
+
         self._began = time.monotonic() - seconds
         self._file: TextIO | None = None
         self._events: Any = None
         # On a terminal a bar; elsewhere about twenty plain lines, so that a log file stays readable.
-        self._bar = tqdm(total=total, initial=start, desc=title, unit="update", disable=None if enabled else True)
+        self._bar: Any = tqdm(total=total, initial=start, desc=title, unit="update", disable=None if enabled else True)
         self._plain_every = max(1, total // 20) if enabled and self._bar.disable else 0
         self._title, self._total = title, total
+        self._shown: dict[str, float] = {}
         if enabled:
             cut_log(log, start)
             self._file = log.open("a", encoding="utf-8")
             if tensorboard is not None and importlib.util.find_spec("tensorboard") is not None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._events = SummaryWriter(str(tensorboard), purge_step=start)
+                self._events = SummaryWriter(str(tensorboard), purge_step=start + 1)
 
     @property
     def seconds(self) -> float:
@@ -53,13 +54,14 @@ class Monitor:
                 self._events.add_scalar(prefix + name, value, update)
 
     def advance(self, update: int, shown: Mapping[str, float]) -> None:
-        """Move the bar to ``update`` updates done."""
+        """Move the bar to ``update`` updates done; the figures shown last stay beside it."""
+        self._shown |= shown
         if self._plain_every and (update % self._plain_every == 0 or update == self._total):
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            figures = "".join(f", {name} {value:.4g}" for name, value in self._shown.items())
             left = self.seconds / max(1, update) * (self._total - update)
-            print(f"{self._title}: {update}/{self._total} updates, {figures}, about {left:.0f} s left", flush=True)
+            print(f"{self._title}: {update}/{self._total} updates{figures}, about {left:.0f} s left", flush=True)
         if not self._bar.disable:
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in self._shown.items()}, refresh=False)
             self._bar.update(update - self._bar.n)
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ class RoleOptimizer:
 
     def backward(self, loss: Tensor, accumulation: int) -> None:
         """Add the gradient of one of ``accumulation`` parts of the batch."""
-        self._scaler.scale(loss / accumulation).backward()
+        torch.autograd.backward(self._scaler.scale(loss / accumulation))
 
     def step(self) -> UpdateReport:
         """Average, unscale, clip and apply the gradient; forget it. Non-finite gradients change no weight."""

@@ -105,7 +105,8 @@ class TeacherTraining:
         return {"teacher": self._optimizer.numbers()}
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint; ValueError names what it lacks."""
+        checkpoint.require(self.tensors())
         self._network.load_state_dict(checkpoint.tensors["teacher"])
         self.average.load(checkpoint.tensors["teacher_average"])
         self._optimizer.load(checkpoint.tensors["optimizer_teacher"], checkpoint.state["training"]["teacher"])
@@ -147,4 +148,4 @@ def train_teacher(
         weights = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(weights)
     context.world.barrier()
-    return network.requires_grad_(False)
+    return network.requires_grad_(False).eval()

@@ -278,7 +278,7 @@ def nested_group(field: SharedBackbone, rows: int, tokens: int = 3, shared: bool
     ("first", "second", "forwards"),
     [
         ({}, {"shared": True}, 1),
-        ({"size": 2}, {"size": 2}, 1),
+        ({"size": 2.5}, {"size": float("2.5")}, 1),
         ({"mask": None}, {"mask": None}, 1),
         ({"size": 2}, {"size": 3}, 2),
         ({"size": 2}, {}, 2),

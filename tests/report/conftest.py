@@ -49,17 +49,18 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = tmp_path_factory.mktemp("runs") / name
         (folder / "evaluation").mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps(METRICS))
-        (folder / "versions.json").write_text(json.dumps({"torch": "2.13.0", "command": ["mfd-fast", "demo"]}))
+        (folder / "versions.json").write_text(json.dumps({"torch": "2.13.0"}))
         described = {"model": "mlp", "sample_shape": [1, 8, 8], "num_classes": 10, "options": {}}
-        for role in ("teacher", "student"):
-            (folder / f"{role}.json").write_text(json.dumps(described))
+        (folder / "teacher.json").write_text(json.dumps(described))
+        student = {"network": described, "steps": 1, "sample_shape": [1, 8, 8], "value_range": [-1.0, 1.0]}
+        (folder / "student.json").write_text(json.dumps(student))
         (folder / "settings.toml").write_text('name = "<script>alert(1)</script>"\nupdates = 300\n')
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _log_lines(40)))
         teacher = [{"update": i, "seconds": i, "loss": 1 / i + 0.4, "grad_norm": 1.0} for i in range(1, 60)]
         (folder / "teacher_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in teacher))
         rng = np.random.default_rng(0)
         x = rng.uniform(-1, 1, (60, 1, 8, 8)).astype(np.float32)
-        for stem in ("teacher-100", "student-1", "teacher-1"):
+        for stem in ("teacher-100", "teacher-10", "teacher-1", "student-1"):
             np.savez(folder / "evaluation" / f"{stem}.npz", x=x, condition=np.arange(60) % 10)
         for update in range(0, 1000, 100):
             save_image_grid(folder / "samples" / f"update-{update:06d}.png", x[:16])

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from mfd_fast.report import figures
-from mfd_fast.report.run_folder import RunRecord, read_run
+from mfd_fast.report.record import RunRecord, read_run
 from mfd_fast.report.scatter import scatter_figure
 from mfd_fast.report.series import gap_map, summarise
 from mfd_fast.report.theme import DARK, LIGHT, drawing_style, figure_uri, new_figure, themed_uris
@@ -112,7 +112,7 @@ def test_a_summary_spans_the_middle_of_the_values() -> None:
 
 
 def test_the_gap_map_keeps_bins_without_samples_blank() -> None:
-    lines = [{"update": i, "velocity_gap_bins": [None, float(i), 2.0 if i < 2 else None]} for i in range(4)]
+    lines = [{"update": i, "velocity_gap_bins": [None, float(i), 2.0 if i < 1 else None]} for i in range(4)]
     table = gap_map(lines, most_points=2)
     np.testing.assert_array_equal(table.gap, [[np.nan, np.nan], [0.5, 2.5], [2.0, np.nan]])
     assert (table.first, table.last) == (0, 3)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mfd_fast.report.files import write_whole
 from mfd_fast.report.grid import SEPARATOR_VALUE, image_grid, load_picture, picture_uri, save_image_grid
 
 
@@ -86,17 +85,18 @@ def test_a_small_picture_stays_exact() -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), grid[:, :, 0])
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file.txt"
-    write_whole(path, b"old")
+def test_an_interrupted_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "grid.png"
+    save_image_grid(path, _ramp(1))
+    old = path.read_bytes()
 
     def fail(descriptor: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
+        save_image_grid(path, _ramp(4))
+    assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mfd_fast.report.health import Check, health_checks, sample_spread
-from mfd_fast.report.run_folder import LogLines, RunRecord, Samples, read_run
+from mfd_fast.report.record import LogLines, RunRecord, Samples, read_run
 
 
 @pytest.fixture
@@ -38,11 +38,12 @@ def test_nothing_is_said_about_nothing(nothing: RunRecord) -> None:
     [
         (np.linspace(0.0, 1.0, 50), "problem", "it still grows"),
         (np.linspace(1.0, 0.1, 50), "good", "It fell from 0.963 at its highest to 0.137 at the end"),
+        (np.linspace(1.0, 0.6, 50), "good", "It fell"),
         (np.r_[np.linspace(0, 1, 25), np.linspace(1, 0.9, 25)], "look", "It hardly fell"),
         (np.zeros(50), "problem", "zero throughout"),
         (np.ones(5), "unknown", "too early"),
     ],
-    ids=["grows", "falls", "flat", "zero", "short"],
+    ids=["grows", "falls", "falls-a-little", "flat", "zero", "short"],
 )
 def test_velocity_gap(nothing: RunRecord, gap: np.ndarray, state: str, words: str) -> None:
     record = dataclasses.replace(nothing, student_log=_lines("velocity_gap", gap.tolist()))
@@ -69,7 +70,7 @@ def test_losses_that_are_not_finite_are_counted(nothing: RunRecord) -> None:
 
 @pytest.mark.parametrize(("skipped", "state"), [(0, "good"), (2, "look"), (90, "problem")], ids=["none", "few", "many"])
 def test_skipped_updates(nothing: RunRecord, skipped: int, state: str) -> None:
-    record = dataclasses.replace(nothing, student_log=_lines("skipped", [0] * 199 + [skipped]))
+    record = dataclasses.replace(nothing, student_log=_lines("skipped", [0] * 299 + [skipped]))
     assert _check(record, "Skipped").state == state
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfd_fast.report import write_report
+from mfd_fast.report import save_image_grid, write_report
 
 VOID = {"meta", "img", "source", "br", "link"}
 
@@ -62,7 +62,6 @@ def test_the_verdict_and_the_metrics_are_on_the_page(page: _Page) -> None:
     assert "reaches a Fréchet distance of 1.93; its teacher needs 100 steps for 2.10 (and has 375" in page.words
     for value in ("8.41", "0.850", "3.30", "0.991", "2.42", "7 min 40 s"):
         assert value in page.words
-    assert "mfd-fast demo" in page.words
 
 
 def test_every_figure_is_inside_the_page_and_described(page: _Page) -> None:
@@ -94,6 +93,26 @@ def test_labels_of_the_samples_are_explained(page: _Page) -> None:
     assert "Student, 1 step: 10 rows of 6 samples." in page.alternatives
 
 
+def test_the_commands_name_this_run(page: _Page, full_run: Path) -> None:
+    place = f"{full_run.parent.name}/demo"
+    options = f"--settings {place}/settings.toml --run {place}-again"
+    for command in (
+        f"mfd-fast train-teacher {options}\nmfd-fast distill {options}\n",
+        f"mfd-fast sample {place} --num 64",
+        f"mfd-fast evaluate {place}",
+        f"mfd-fast report {place}",
+    ):
+        assert command in page.words + "\n"
+
+
+def test_the_commands_of_a_teacher_of_the_users_name_its_factory(empty_run: Path) -> None:
+    (empty_run / "settings.toml").write_text("seed = 1")
+    (empty_run / "student.json").write_text(json.dumps({"network": {"factory": "mine:build"}}))
+    words = _Page(write_report(empty_run)).words
+    assert "--teacher mine:build --weights WEIGHTS.safetensors" in words
+    assert "train-teacher" not in words
+
+
 def test_an_empty_run_says_in_words_what_is_missing(empty_run: Path) -> None:
     page = _Page(write_report(empty_run))
     for sentence in (
@@ -115,7 +134,7 @@ def test_a_run_that_was_killed_is_reported_with_what_it_left(empty_run: Path) ->
     (empty_run / "samples").mkdir()
     (empty_run / "samples" / "update-000000.png").write_bytes(b"\x89PNG broken")
     page = _Page(write_report(empty_run))
-    assert "This run has not been evaluated yet; its log holds 30 logged student updates." in page.words
+    assert "This run has not been evaluated yet; its log ends at update 29 of the distillation." in page.words
     assert "log.jsonl: 1 line that could not be read was left out" in page.words
     assert "samples/update-000000.png could not be read" in page.words
     assert page.alternatives == ["Chart: Velocity gap. Student: 1.00 at first, 0.0333 at last."]
@@ -136,7 +155,7 @@ def test_points_are_drawn_in_panels_beside_each_other(empty_run: Path) -> None:
     [
         ((np.arange(20) % 2, np.arange(20) % 2), "Each row is one class. The same place in each grid"),
         ((np.arange(20) % 2, np.arange(20) % 4), "Each row is one class. The files hold different labels"),
-        ((None, None), "The same place in each grid has the same noise"),
+        ((None, None), "The same place in each grid has the same noise."),
     ],
     ids=["same-labels", "other-labels", "no-labels"],
 )
@@ -164,6 +183,7 @@ def test_a_large_run_stays_below_two_megabytes(make_run: Callable[[str], Path]) 
     x = np.random.default_rng(0).uniform(-1, 1, (200, 3, 64, 64)).astype(np.float32)
     for stem in ("teacher-100", "student-1", "teacher-1", "data"):
         np.savez(folder / "evaluation" / f"{stem}.npz", x=x, condition=np.arange(200) % 10)
+    save_image_grid(folder / "samples" / "update-000000.png", x[:64], scale=1)
     noise = np.random.default_rng(0).random
     lines = [
         {"update": i, "role": role, "loss": noise(), "grad_norm": noise(), "velocity_gap": noise(), "sample_std": 1.0}
@@ -172,7 +192,11 @@ def test_a_large_run_stays_below_two_megabytes(make_run: Callable[[str], Path]) 
         for role in ("auxiliary", "student")
     ]
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert write_report(folder).stat().st_size < 2_000_000
+    path = write_report(folder)
+    assert path.stat().st_size < 2_000_000
+    first_moment = _Page(path).addresses[4]
+    assert first_moment.startswith("data:image/jpeg")
+    assert len(first_moment) < 41_000
 
 
 def test_a_failure_leaves_the_old_report(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mfd_fast.report.run_folder import RunRecord, read_run
+from mfd_fast.report.record import RunRecord, read_run
 from mfd_fast.report.words import facts, metric_rows, show, show_seconds, steps_of, verdict
 
 
@@ -90,9 +90,12 @@ def test_the_verdict_names_another_distance(record: RunRecord) -> None:
 
 def test_the_verdict_before_an_evaluation_tells_how_far_the_run_got(record: RunRecord) -> None:
     trained = dataclasses.replace(record, metrics={})
-    assert verdict(trained).sentence == "This run has not been evaluated yet; its log holds 40 logged student updates."
+    assert (
+        verdict(trained).sentence
+        == "This run has not been evaluated yet; its log ends at update 120 of the distillation."
+    )
     assert verdict(trained).detail == f"To measure it: mfd-fast evaluate {record.place}"
-    teacher_only = dataclasses.replace(trained, student_log=[])
+    teacher_only = dataclasses.replace(trained, student_log=[], auxiliary_log=[])
     assert verdict(teacher_only).sentence.startswith("Only the teacher has been trained")
     nothing = dataclasses.replace(teacher_only, teacher_log=[], teacher={})
     assert verdict(nothing).sentence == "Nothing has been recorded in this run folder yet."
@@ -119,6 +122,14 @@ def test_unknown_measurements_are_shown_and_empty_ones_are_not(record: RunRecord
 def test_facts(record: RunRecord) -> None:
     known = dict(facts(record))
     assert known["One sample"] == "1 x 8 x 8"
-    assert known["Student updates"] == "40 logged"
+    assert known["Student"] == "mlp"
+    assert known["Classes"] == "10"
+    assert known["Teacher updates"] == "59"
+    assert known["Distillation updates"] == "120"
     assert known["CPU time"] == "7 min 40 s"
     assert known["Seed"] == "0"
+
+
+def test_a_network_of_the_users_is_named_by_its_factory(record: RunRecord) -> None:
+    known = dict(facts(dataclasses.replace(record, student={"network": {"factory": "mine:build"}, "steps": 1})))
+    assert known["Student"] == "mine:build"

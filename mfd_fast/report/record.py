@@ -50,6 +50,12 @@ class RunRecord:
         return {"teacher": self.teacher_log, "auxiliary": self.auxiliary_log, "student": self.student_log}[role]
 
     @property
+    def student_network(self) -> Mapping[str, Any]:
+        """How the student's network is built: the entry ``network`` of ``student.json``, or all of it."""
+        network = self.student.get("network", self.student)
+        return network if isinstance(network, Mapping) else {}
+
+    @property
     def value_range(self) -> tuple[float, float]:
         """The values shown as black and white: what ``student.json`` says, else (-1, 1)."""
         match self.student.get("value_range"):
@@ -110,6 +116,17 @@ def column(lines: LogLines, key: str) -> tuple[NDArray[np.float64], NDArray[np.f
     ]
     updates = np.array([update for update, _ in pairs], dtype=np.float64)
     return updates, np.array([math.nan if value is None else value for _, value in pairs], dtype=np.float64)
+
+
+def steps_in(stem: str) -> int:
+    """The number of steps in the name of a file of samples, ``teacher-100``; 0 without one."""
+    steps = stem.rpartition("-")[2]
+    return int(steps) if steps.isdecimal() else 0
+
+
+def last_update(*logs: LogLines) -> int:
+    """The highest update in the logs, 0 without any."""
+    return int(max((finite(line.get("update")) or 0.0 for lines in logs for line in lines), default=0.0))
 
 
 def without_replays(lines: LogLines) -> LogLines:

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfd_fast.report.run_folder import column, finite, number, numbers, read_run, without_replays
+from mfd_fast.report.record import column, finite, number, numbers, read_run, without_replays
 
 
 def test_a_complete_run_is_read(full_run: Path) -> None:
@@ -15,7 +15,7 @@ def test_a_complete_run_is_read(full_run: Path) -> None:
     assert len(record.student_log) == 40
     assert len(record.auxiliary_log) == 80
     assert len(record.teacher_log) == 59
-    assert sorted(record.samples) == ["student-1", "teacher-1", "teacher-100"]
+    assert sorted(record.samples) == ["student-1", "teacher-1", "teacher-10", "teacher-100"]
     assert record.samples["student-1"].x.shape == (60, 1, 8, 8)
     assert len(record.training_pictures) == 10
     assert not record.problems

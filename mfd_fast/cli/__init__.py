@@ -1,0 +1,3 @@
+"""The command line ``mfd-fast``."""
+
+from mfd_fast.cli.main import main as main

@@ -1,0 +1,127 @@
+"""Commands that look at something: info, doctor."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfd_fast.run_folder import RunFolder
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands to the parser."""
+    info = commands.add_parser("info", help="what a run holds, or what can be set")
+    info.add_argument("folder", metavar="RUN", type=Path, nargs="?", help="run folder")
+    info.add_argument("--settings", action="store_true", help="every setting with type, default and meaning")
+    info.add_argument("--presets", action="store_true", help="every preset with what it changes")
+    info.set_defaults(run_command=run_info)
+
+    doctor = commands.add_parser("doctor", help="what is active on this machine and why not; checks a field of yours")
+    doctor.add_argument("--json", action="store_true", help="machine-readable")
+    doctor.add_argument("--device", default="cpu", help="where the numeric self-test runs (default cpu)")
+    doctor.add_argument("--field", metavar="MODULE:FACTORY", help="check this field's sign and time convention")
+    doctor.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --field")
+    doctor.add_argument(
+        "--data", default="digits", metavar="NAME|FILE", help="what the field was trained on: a data set, or npz with x"
+    )
+    doctor.set_defaults(run_command=run_doctor)
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Print versions, names and, where asked, settings, presets or the state of a run."""
+    from mfd_fast.config import PRESETS
+    from mfd_fast.settings_io import describe_settings
+
+    if options.settings:
+        for line in describe_settings():
+            print(f"{line.key} = {line.default!r}\n    {line.help} ({line.type})")
+    if options.presets:
+        for name, values in PRESETS.items():
+            print(f"{name}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+    if options.folder is not None:
+        _print_run(RunFolder(options.folder))
+    if not (options.settings or options.presets or options.folder):
+        _print_names()
+    return 0
+
+
+def _print_names() -> None:
+    from mfd_fast.config import PRESETS
+    from mfd_fast.data import DATASETS
+    from mfd_fast.methods import METHODS
+    from mfd_fast.models import MODELS
+    from mfd_fast.run_folder import versions
+    from mfd_fast.solvers import SOLVERS
+
+    for title, names in (
+        ("presets", PRESETS),
+        ("methods", METHODS),
+        ("solvers", SOLVERS),
+        ("models", MODELS),
+        ("data", DATASETS),
+    ):
+        print(f"{title:8} {', '.join(names)}")
+    print("versions " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+def _print_run(run: RunFolder) -> None:
+    from mfd_fast.storage import read_json
+    from mfd_fast.training.checkpoint import list_checkpoints
+
+    settings = run.read_settings()
+    print(
+        f"{run.path}: preset {settings.preset}, {settings.model.name} on {settings.data.name}, seed {settings.run.seed}"
+    )
+    for role in ("teacher", "student"):
+        print(f"{role:8} {'finished' if run.has_network(role) else 'not finished'}")
+    for title, folder in (("teacher", run.teacher_checkpoints()), ("distill", run.distill_checkpoints())):
+        names = [path.name for path in list_checkpoints(folder)]
+        print(f"checkpoints of {title}: {', '.join(names) or 'none'}")
+    if (run.path / "metrics.json").is_file():
+        print(json.dumps(read_json(run.path / "metrics.json"), indent=2))
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Examine the machine, or a field; exit code 1 when something is wrong."""
+    from mfd_fast.doctor import as_json, examine, format_checks, self_test
+
+    if options.field is not None:
+        return _check_field(options)
+    checks = examine() + self_test(options.device)
+    print(as_json(checks) if options.json else format_checks(checks))
+    return int(any(check.failed for check in checks))
+
+
+def _check_field(options: argparse.Namespace) -> int:
+    from mfd_fast.field_check import check_field
+    from mfd_fast.user_code import load_field
+
+    data, condition = _field_data(options.data)
+    report = check_field(load_field(options.field, options.weights), data, condition=condition)
+    if options.json:
+        print(json.dumps({"ok": report.ok, "lines": report.lines, "suggestion": report.suggestion}, indent=2))
+    else:
+        print("\n".join(report.lines))
+    return 0 if report.ok else 1
+
+
+def _field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
+    """Samples and, for data with labels, their condition: of a data set by name, or of an npz file."""
+    if not source.endswith(".npz"):
+        from mfd_fast.data import load_dataset
+
+        dataset = load_dataset(source)
+        return dataset.x, None if dataset.label is None else {"label": dataset.label}
+    import numpy as np
+
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"--data: there is no file {source}")
+    with np.load(source, allow_pickle=False) as arrays:
+        if "x" not in arrays:
+            raise ValueError(f"--data: {source} must hold x [N, ...], it holds {', '.join(arrays) or 'nothing'}")
+        x = torch.from_numpy(arrays["x"]).float()
+        label = torch.from_numpy(arrays["condition"]).long() if "condition" in arrays else None
+    return x, None if label is None else {"label": label}

@@ -1,0 +1,50 @@
+"""Entry point: parses, runs one command, turns expected errors into one line and an exit code."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mfd_fast import __version__
+from mfd_fast.cli import look, runs
+from mfd_fast.training.distributed import leave_world
+from mfd_fast.training.interrupts import Interrupted
+
+EXIT_WRONG_INPUT = 2
+EXIT_FAILED = 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="mfd-fast", description="Distil flow-matching models into one-step and few-step generators."
+    )
+    parser.add_argument("--version", action="version", version=f"mfd_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    runs.add_commands(commands)
+    look.add_commands(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``mfd-fast`` with ``arguments`` (default: the process's); returns the exit code.
+
+    0: done; 1: the work failed; 2: wrong input; 128 + N: ended by signal N after saving.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        code: int = options.run_command(options)
+    except Interrupted as stop:
+        print(f"\n{stop}\nThe same command with --resume goes on from there.", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("\nmfd-fast: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError) as error:
+        print(f"mfd-fast {options.command}: {error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    except (OSError, RuntimeError, FloatingPointError) as error:
+        print(f"mfd-fast {options.command} failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    finally:
+        leave_world()
+    return code

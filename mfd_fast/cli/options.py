@@ -1,0 +1,74 @@
+"""Options that several commands share."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from mfd_fast.config import PRESETS, Settings
+from mfd_fast.run_folder import RunFolder
+from mfd_fast.settings_io import load_settings, settings_diff
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """``--preset``, ``--settings``, ``--set``."""
+    parser.add_argument("--preset", metavar="NAME", help=f"settings to start from: {', '.join(PRESETS)}")
+    parser.add_argument("--settings", metavar="FILE", type=Path, help="a TOML file with settings, over the preset")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting, over the file; may be repeated (all keys: mfd-fast info --settings)",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """``--run``, ``--resume``, ``--fresh``."""
+    parser.add_argument("--run", metavar="FOLDER", type=Path, help="folder of the run (default: runs/PRESET)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    again.add_argument("--fresh", action="store_true", help="delete what the run folder holds and start anew")
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder that other processes of this run may delete too; it is gone at once or untouched."""
+    path = path.resolve()
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside)
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """The settings that the options describe."""
+    if options.settings is not None and not options.settings.is_file():
+        raise FileNotFoundError(f"--settings: there is no file {options.settings}")
+    return load_settings(options.preset, options.settings, options.set)
+
+
+def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:
+    """The run folder, emptied for ``--fresh``.
+
+    Raises:
+        ValueError: the folder is of a run with other settings, or ``--fresh`` names a folder that is not a run.
+    """
+    path: Path = options.run or Path("runs") / settings.preset
+    run = RunFolder(path)
+    if not path.exists() or not any(path.iterdir()):
+        return run
+    if not (path / "settings.toml").is_file():
+        raise ValueError(f"--run: {path} holds files but is no run folder (no settings.toml); choose another")
+    if options.fresh:
+        delete_folder(path)
+        return run
+    changed = settings_diff(run.read_settings(), settings)
+    if changed:
+        shown = "; ".join(f"{key} was {before!r}, is {now!r}" for key, before, now in changed[:5])
+        raise ValueError(
+            f"{path} was made with other settings ({shown}): pass --fresh to delete it and start anew, "
+            f"or --run to use another folder"
+        )
+    return run

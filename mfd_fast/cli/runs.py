@@ -1,0 +1,190 @@
+"""Commands that make something: demo, train-teacher, distill, sample, evaluate, report."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfd_fast.cli.options import add_run, add_settings, open_run, read_settings
+from mfd_fast.phases import Phases
+from mfd_fast.run_folder import RunFolder
+from mfd_fast.storage import write_json
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands to the parser."""
+    demo = commands.add_parser("demo", help="the whole way on handwritten digits, in minutes on a CPU")
+    add_settings(demo)
+    add_run(demo)
+    demo.add_argument("--seed", type=int, help="the same as --set run.seed=SEED")
+    demo.set_defaults(run_command=run_demo)
+
+    teacher = commands.add_parser("train-teacher", help="train a flow-matching teacher")
+    add_settings(teacher)
+    add_run(teacher)
+    teacher.set_defaults(run_command=run_train_teacher)
+
+    distill = commands.add_parser("distill", help="distil the run's teacher, or one of yours, into a student")
+    add_settings(distill)
+    add_run(distill)
+    distill.add_argument("--teacher", metavar="MODULE:FACTORY", help="what builds your teacher, package.module:factory")
+    distill.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --teacher")
+    distill.set_defaults(run_command=run_distill)
+
+    sample = commands.add_parser("sample", help="generate with a finished student")
+    sample.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    sample.add_argument("--num", type=int, default=100, help="number of samples (default 100)")
+    sample.add_argument("--seed", type=int, default=0, help="of noise and labels (default 0)")
+    sample.add_argument("--label", type=int, help="one class for all samples (default: drawn like the data's)")
+    sample.add_argument("--out", type=Path, help="npz with x float32 [N, ...] and condition int64 [N]")
+    sample.add_argument("--grid", type=Path, help="PNG with all samples side by side")
+    sample.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    sample.set_defaults(run_command=run_sample)
+
+    for name, function, help_text in (
+        ("evaluate", run_evaluate, "measure a finished run again: metrics.json and report.html"),
+        ("report", run_report, "write report.html of a run, finished or not"),
+    ):
+        command = commands.add_parser(name, help=help_text)
+        command.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+        command.set_defaults(run_command=function)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Teacher, student, evaluation and report; goes on where an earlier demo of the same settings stopped."""
+    from mfd_fast.demo import run_demo as demo
+
+    settings = read_settings(options)
+    if options.seed is not None:
+        settings = replace(settings, run=replace(settings.run, seed=options.seed))
+    run = open_run(options, settings)
+    phases = Phases()
+    metrics = demo(settings, run.path, resume=run.path.exists(), phases=phases)
+    if metrics:
+        finish(run, metrics, phases)
+    return 0
+
+
+def run_train_teacher(options: argparse.Namespace) -> int:
+    """Train the teacher of a run."""
+    from mfd_fast.data import load_dataset
+    from mfd_fast.training.context import make_context
+    from mfd_fast.training.teacher import train_teacher
+
+    settings = read_settings(options)
+    run = open_run(options, settings)
+    if run.has_network("teacher"):
+        print(f"{run.path} already has its teacher; --fresh starts anew")
+        return 0
+    if run.teacher_checkpoints().exists() and not options.resume:
+        raise ValueError(f"{run.path} holds an unfinished teacher: pass --resume to go on or --fresh to start anew")
+    context = make_context(settings.run)
+    dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
+    run.write_settings(settings)
+    train_teacher(settings, dataset, run, context, resume=options.resume)
+    if context.world.is_main:
+        print(f"teacher in {run.path / 'teacher.safetensors'}")
+    return 0
+
+
+def run_distill(options: argparse.Namespace) -> int:
+    """Distil the teacher of the run, or the user's own."""
+    from mfd_fast.data import load_dataset
+    from mfd_fast.distillation import distill
+    from mfd_fast.training.context import make_context
+    from mfd_fast.user_code import load_teacher
+
+    if options.weights is not None and options.teacher is None:
+        raise ValueError("--weights belongs to --teacher; without it the teacher of the run is used")
+    settings = read_settings(options)
+    run = open_run(options, settings)
+    if run.has_network("student"):
+        print(f"{run.path} already has its student; --fresh starts anew")
+        return 0
+    context = make_context(settings.run)
+    dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
+    teacher = run.read_teacher() if options.teacher is None else load_teacher(options.teacher, options.weights)
+    distill(teacher, settings, dataset, run.path, resume=options.resume, factory=options.teacher, context=context)
+    if context.world.is_main:
+        print(f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png")
+    return 0
+
+
+def run_sample(options: argparse.Namespace) -> int:
+    """Samples of a finished student as npz, as a picture, or both."""
+    from mfd_fast.distillation import load_student
+    from mfd_fast.evaluation import write_samples
+
+    if options.out is None and options.grid is None:
+        raise ValueError("nothing to write: give --out samples.npz, --grid samples.png or both")
+    run = RunFolder(options.folder)
+    student = load_student(run.path, device=options.device)
+    condition = student.draw_condition(options.num, options.seed)
+    if options.label is not None:
+        classes = len(student.label_counts or ())
+        if not 0 <= options.label < classes:
+            raise ValueError(
+                f"--label must lie in [0, {classes}), got {options.label}"
+                if classes
+                else "--label: this student has no classes"
+            )
+        condition = {"label": torch.full((options.num,), options.label)}
+    x = student.sample(options.num, condition, options.seed)
+    if options.out is not None:
+        write_samples(options.out, x, condition.get("label"))
+        print(f"{len(x)} samples in {options.out}")
+    if options.grid is not None:
+        from mfd_fast.report import save_image_grid
+
+        value_range = run.read_description("student")["value_range"]
+        if value_range is None:
+            raise ValueError("--grid: the samples of this student are no pictures; use --out")
+        save_image_grid(options.grid, x, value_range=tuple(value_range))
+        print(f"picture in {options.grid}")
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Measure teacher and student of a run again."""
+    from mfd_fast.data import load_dataset
+    from mfd_fast.evaluation import evaluate_run
+
+    run = RunFolder(options.folder)
+    settings = run.read_settings()
+    dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
+    phases = Phases()
+    finish(run, evaluate_run(run, settings, dataset, phases=phases), phases)
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write the report of what a run folder holds."""
+    from mfd_fast.report import write_report
+
+    RunFolder(options.folder).read_settings()
+    print(f"report in {write_report(options.folder)}")
+    return 0
+
+
+def finish(run: RunFolder, metrics: Mapping[str, Any], phases: Phases) -> None:
+    """Write the report, add its time to the metrics, and say what came out."""
+    from mfd_fast.report import write_report
+
+    with phases.phase("report"):
+        report = write_report(run.path)
+    merged = dict(metrics)
+    merged["seconds"] = metrics["seconds"] | {"report": phases.seconds["report"]}
+    merged["cpu_seconds"] = metrics["cpu_seconds"] | {"report": phases.cpu_seconds["report"]}
+    write_json(run.path / "metrics.json", merged)
+    for role in ("teacher", "student"):
+        for steps, distance in sorted(metrics[role].items(), key=lambda item: int(item[0])):
+            print(f"{role:8} {steps:>4} step{'s' if steps != '1' else ' '}  Fréchet distance {distance:.3f}")
+    print(
+        f"real digits, half against half: {metrics['data_half_half']:.3f}"
+        if "digits" in metrics["feature_space"]
+        else ""
+    )
+    print(f"report: {report}")
