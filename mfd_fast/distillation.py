@@ -24,7 +24,6 @@ from mfd_fast.training.loop import LoopOptions, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.roles import FullRoles, Roles
 
-
 GRID_SIDE = 10
 """Rows and columns of the sample grids."""
 
@@ -162,7 +161,7 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         field = network_from_description(description["network"], state).to(device)
     else:
         field = with_weights(network, state).to(device)
-    counts = description["label_counts"]
+    counts, value_range = description["label_counts"], description["value_range"]
     return Student(
         autocast(field, PRECISIONS[description["precision"]]),
         tuple(description["sample_shape"]),
@@ -170,6 +169,7 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         description["shift"],
         label_counts=None if counts is None else tuple(counts),
         device=torch.device(device),
+        value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
     )
 
 
@@ -208,6 +208,7 @@ def make_student(roles: Roles, task: Task, settings: DistillSettings, device: to
         settings.grad_steps,
         task.label_counts,
         device,
+        task.value_range,
     )
 
 

@@ -53,11 +53,11 @@ def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[s
     teacher = run.read_teacher()
     task = Task.from_dataset(dataset, teacher)
     n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
-    guided = Student(teacher, task.sample_shape, label_counts=task.label_counts)
-    makers = {f"teacher-{steps}": replace(guided, steps=steps) for steps in settings.evaluate.teacher_steps}
+    teacher_sampler = Student(teacher, task.sample_shape, label_counts=task.label_counts, value_range=task.value_range)
+    makers = {f"teacher-{steps}": replace(teacher_sampler, steps=steps) for steps in settings.evaluate.teacher_steps}
     student = load_student(run.path)
     makers[f"student-{student.steps}"] = student
-    condition = guided.draw_condition(n, settings.run.seed)
+    condition = teacher_sampler.draw_condition(n, settings.run.seed)
     samples = {}
     for name, maker in makers.items():
         x = maker.sample(n, condition, settings.run.seed, settings.evaluate.batch_size)

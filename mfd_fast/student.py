@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.intervals import shift_times
-from mfd_fast.rows import check_rows, first_rows, map_tensors
+from mfd_fast.rows import check_rows, first_rows, map_tensors, select_rows
 from mfd_fast.streams import make_generator
 from mfd_fast.types import Condition, VelocityField
 
@@ -25,6 +25,7 @@ class Student:
         label_counts: how often each label occurs in the training data, from which `sample` draws labels when it gets
             no condition; None without classes.
         device: where the network lives.
+        value_range: smallest and largest value of a picture, to which `sample` clips; None for other data.
     """
 
     field: VelocityField
@@ -34,6 +35,7 @@ class Student:
     grad_steps: int | None = None
     label_counts: tuple[int, ...] | None = None
     device: torch.device | str = "cpu"
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -93,11 +95,14 @@ class Student:
             raise ValueError(f"n and batch_size must be positive, got n={n}, batch_size={batch_size}")
         rows = self.draw_condition(n, seed) if condition is None else map_tensors(condition, Tensor.cpu)
         check_rows("condition", rows, n, torch.device("cpu"))
-        rows = first_rows(rows, n)
         noise = torch.randn(n, *self.sample_shape, generator=make_generator(seed, "sample/noise"))
         parts = []
         for first in range(0, n, batch_size):
-            batch = slice(first, first + batch_size)
-            part = map_tensors(rows, lambda value, batch=batch: value[batch].to(self.device))
-            parts.append(self.generate(noise[batch].to(self.device), part).cpu())
-        return torch.cat(parts)
+            index = torch.arange(first, min(first + batch_size, n))
+            part = map_tensors(select_rows(rows, index), self._to_device)
+            parts.append(self.generate(self._to_device(noise[first : first + batch_size]), part).cpu())
+        samples = torch.cat(parts)
+        return samples if self.value_range is None else samples.clamp(*self.value_range)
+
+    def _to_device(self, value: Tensor) -> Tensor:
+        return value.to(self.device)

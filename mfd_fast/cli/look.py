@@ -87,10 +87,11 @@ def _print_run(run: RunFolder) -> None:
 def run_doctor(options: argparse.Namespace) -> int:
     """Examine the machine, or a field; exit code 1 when something is wrong."""
     from mfd_fast.doctor import as_json, examine, format_checks, self_test
+    from mfd_fast.training.context import choose_device
 
     if options.field is not None:
         return _check_field(options)
-    checks = examine() + self_test(options.device)
+    checks = examine() + self_test(choose_device(options.device, "--device"))
     print(as_json(checks) if options.json else format_checks(checks))
     return int(any(check.failed for check in checks))
 

@@ -34,17 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run_command(options)
     except Interrupted as stop:
-        print(f"\n{stop}\nThe same command with --resume goes on from there.", file=sys.stderr)
+        again = "with --resume in place of --fresh" if getattr(options, "fresh", False) else "with --resume"
+        print(f"\n{stop}\nThe same command {again} goes on from there.", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\nmfd-fast: stopped", file=sys.stderr)
         return 130
     except (ValueError, TypeError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError) as error:
-        print(f"mfd-fast {options.command}: {error}", file=sys.stderr)
+        print(f"mfd-fast {options.command}: {_one_line(error)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     except (OSError, RuntimeError, FloatingPointError) as error:
-        print(f"mfd-fast {options.command} failed: {error}", file=sys.stderr)
+        print(f"mfd-fast {options.command} failed: {_one_line(error)}", file=sys.stderr)
         return EXIT_FAILED
     finally:
         leave_world()
     return code
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -104,6 +104,8 @@ def run_distill(options: argparse.Namespace) -> int:
     if run.has_network("student"):
         print(f"{run.path} already has its student; --fresh starts anew")
         return 0
+    if run.distill_checkpoints().exists() and not options.resume:
+        raise ValueError(f"{run.path} holds an unfinished student: pass --resume to go on or --fresh to start anew")
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     teacher = run.read_teacher() if options.teacher is None else load_teacher(options.teacher, options.weights)
@@ -117,11 +119,17 @@ def run_sample(options: argparse.Namespace) -> int:
     """Samples of a finished student as npz, as a picture, or both."""
     from mfd_fast.distillation import load_student
     from mfd_fast.evaluation import write_samples
+    from mfd_fast.training.context import choose_device
 
     if options.out is None and options.grid is None:
         raise ValueError("nothing to write: give --out samples.npz, --grid samples.png or both")
+    if options.num < 1:
+        raise ValueError(f"--num must be at least 1, got {options.num}")
     run = RunFolder(options.folder)
-    student = load_student(run.path, device=options.device)
+    student = load_student(run.path, device=str(choose_device(options.device, "--device")))
+    value_range = run.read_description("student")["value_range"]
+    if options.grid is not None and value_range is None:
+        raise ValueError("--grid: the samples of this student are no pictures; use --out")
     condition = student.draw_condition(options.num, options.seed)
     if options.label is not None:
         classes = len(student.label_counts or ())
@@ -133,15 +141,14 @@ def run_sample(options: argparse.Namespace) -> int:
             )
         condition = {"label": torch.full((options.num,), options.label)}
     x = student.sample(options.num, condition, options.seed)
+    if value_range is not None:
+        x = x.clamp(*value_range)
     if options.out is not None:
         write_samples(options.out, x, condition.get("label"))
         print(f"{len(x)} samples in {options.out}")
     if options.grid is not None:
         from mfd_fast.report import save_image_grid
 
-        value_range = run.read_description("student")["value_range"]
-        if value_range is None:
-            raise ValueError("--grid: the samples of this student are no pictures; use --out")
         save_image_grid(options.grid, x, value_range=tuple(value_range))
         print(f"picture in {options.grid}")
     return 0
@@ -182,9 +189,5 @@ def finish(run: RunFolder, metrics: Mapping[str, Any], phases: Phases) -> None:
     for role in ("teacher", "student"):
         for steps, distance in sorted(metrics[role].items(), key=lambda item: int(item[0])):
             print(f"{role:8} {steps:>4} step{'s' if steps != '1' else ' '}  Fréchet distance {distance:.3f}")
-    print(
-        f"real digits, half against half: {metrics['data_half_half']:.3f}"
-        if "digits" in metrics["feature_space"]
-        else ""
-    )
+    print(f"real data, half against half: {metrics['data_half_half']:.3f}")
     print(f"report: {report}")

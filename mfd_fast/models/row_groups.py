@@ -43,7 +43,7 @@ def _joined(name: str, values: Sequence[Any], rows: Sequence[int]) -> Any:
         return _joined_tensors(name, values, rows)
     if all(value is values[0] for value in values):
         return values[0]
-    if any(isinstance(value, Tensor | Mapping) for value in values) or any(value != values[0] for value in values):
+    if any(not isinstance(value, str | int | float) or value != values[0] for value in values):
         raise Unmergeable
     return values[0]
 

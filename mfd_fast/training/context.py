@@ -42,6 +42,25 @@ class Context:
         }
 
 
+def choose_device(name: str, argument: str) -> torch.device:
+    """The device called ``name``: cpu, cuda, cuda:N, or auto for CUDA where there is some.
+
+    Raises:
+        ValueError: there is no such device; the message names ``argument``.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{argument} must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{argument} is {name!r}, but torch sees no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():  # pragma: no cover - gpu
+        raise ValueError(f"{argument} is {name!r}, but torch sees {torch.cuda.device_count()} CUDA device(s)")
+    return device
+
+
 def make_context(settings: RunSettings) -> Context:
     """Choose the device, set the number of threads, join the other processes of torchrun.
 
@@ -50,15 +69,7 @@ def make_context(settings: RunSettings) -> Context:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"run.device must be auto, cpu, cuda or cuda:N, got {settings.device!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"run.device is {settings.device!r}, but torch sees no CUDA device")
+    device = choose_device(settings.device, "run.device")
     world = join_world(device.type)
     if device.type == "cuda" and device.index is None:  # pragma: no cover (gpu)
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -155,9 +155,7 @@ def _log_line(result: Update, skipped: int, world: World) -> dict[str, Value]:
     return values | {"grad_norm": report.grad_norm, "learning_rate": report.learning_rate, "skipped": skipped}
 
 
-def _save(
-    training: Training, options: LoopOptions, world: World, monitor: Monitor, done: int, skipped: int
-) -> None:
+def _save(training: Training, options: LoopOptions, world: World, monitor: Monitor, done: int, skipped: int) -> None:
     if world.is_main:
         state = {
             "done": done,
