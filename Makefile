@@ -88,7 +88,7 @@ $(STAMPS)/python:
 			echo "(Debian, Ubuntu: apt install python3-venv), or choose another: make PYTHON=python3.12"; \
 			exit 1; }; \
 		if [ -z '$(TORCH)' ] && $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then \
-			echo "making $(VENV), which reuses the torch of $(PYTHON)"; \
+			echo "making $(VENV), which sees the torch of $(PYTHON)"; \
 			$(PYTHON) -m venv --clear --system-site-packages $(VENV); \
 		else \
 			echo "making $(VENV)"; \
@@ -110,13 +110,14 @@ $(STAMPS)/torch: constraints.txt $(STAMPS)/python
 	@# Whichever torch it is, nothing installed later may replace it.
 	@grep -v '^torch==' constraints.txt > $(CONSTRAINTS)
 	@$(BIN)/python -W ignore -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' >> $(CONSTRAINTS)
+	@echo "using $$(tail -n 1 $(CONSTRAINTS))"
 	@echo '$(TORCH)' > $@
 
 $(STAMPS)/demo $(STAMPS)/test: $(STAMPS)/torch $(BUILD_FILES)
 	@echo "installing mfd_fast[$(@F)]"
 	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[$(@F)]'
 	@$(BIN)/python -W ignore -c 'from mfd_fast.native import why_no_core as why; \
-		print("compiled core:", "not built (" + why() + ")" if why() else "built")'
+		print("compiled core:", "not built; to see why: pip install --verbose ." if why() else "built")'
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/test

@@ -34,6 +34,9 @@ class CMakeBuild(build_ext):
             subprocess.run(configure, check=True)
             subprocess.run([cmake, "--build", str(build_dir), "--parallel"], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
+            if self.editable_mode:
+                # What an earlier build left beside the sources is not what they say now.
+                (ROOT / "mfd_fast" / Path(self.get_ext_filename(ext.name)).name).unlink(missing_ok=True)
             # The extension is optional: setuptools reports this and goes on; the Python definitions then run instead.
             raise CompileError(
                 f"the C++ core was not built ({error}); it needs a C++17 compiler and Python.h"

@@ -13,7 +13,7 @@ from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.distillation import Task, load_student
 from mfd_fast.metrics.digits_features import DigitsClassifier
-from mfd_fast.metrics.evaluate import digits_report
+from mfd_fast.metrics.evaluate import sample_report
 from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_json, write_file, write_json
@@ -39,7 +39,7 @@ def evaluate_run(
     with phases.phase("sample"):
         samples = draw_samples(run, settings, dataset)
     with phases.phase("evaluate"):
-        report = digits_report(dataset, classifier, samples)
+        report = sample_report(dataset, classifier, samples)
         metrics = summarise(report, settings)
     previous = read_json(run.path / "metrics.json") if (run.path / "metrics.json").is_file() else {}
     for name, spent in (("seconds", phases.seconds), ("cpu_seconds", phases.cpu_seconds)):
@@ -49,7 +49,10 @@ def evaluate_run(
 
 
 def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``."""
+    """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``.
+
+    Beside them ``data.npz`` keeps as many training samples, for the report.
+    """
     teacher = run.read_teacher()
     task = Task.from_dataset(dataset, teacher)
     n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
@@ -63,6 +66,9 @@ def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[s
         x = maker.sample(n, condition, settings.run.seed, settings.evaluate.batch_size)
         samples[name] = (x, condition.get("label"))
         write_samples(run.path / "evaluation" / f"{name}.npz", x, condition.get("label"))
+    write_samples(
+        run.path / "evaluation" / "data.npz", dataset.x[:n], None if dataset.label is None else dataset.label[:n]
+    )
     return samples
 
 
@@ -80,20 +86,21 @@ def write_samples(path: Path, x: Tensor, label: Tensor | None) -> None:
 
 
 def summarise(report: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """By role: Fréchet distances by number of steps; the rest for the teacher's most steps and for the student."""
+    """By role: distances by number of steps; the rest for the teacher's most steps and for the student."""
     by_role: dict[str, dict[str, dict[str, Any]]] = {"teacher": {}, "student": {}}
     for name, values in report["samples"].items():
         role, _, steps = name.rpartition("-")
         by_role[role][steps] = values
     best = {role: values[max(values, key=int)] for role, values in by_role.items() if values}
     metrics: dict[str, Any] = {
-        role: {steps: values["frechet"] for steps, values in entries.items()} for role, entries in by_role.items()
+        role: {steps: values["distance"] for steps, values in entries.items()} for role, entries in by_role.items()
     }
     metrics["data_half_half"] = report["data_half_half"]
-    metrics["held_out"] = {role: values["frechet_held_out"] for role, values in best.items()}
-    metrics["held_out"]["data"] = report["held_out_frechet"]
+    metrics["held_out"] = {role: values["distance_held_out"] for role, values in best.items()}
+    metrics["held_out"]["data"] = report["held_out_distance"]
     for name in ("precision", "recall", "class_agreement"):
         metrics[name] = {role: values[name] for role, values in best.items()}
     metrics["nearest_neighbour"] = {role: values["nearest_neighbour"] for role, values in best.items()}
     metrics["nearest_neighbour"]["held_out"] = report["held_out_nearest_neighbour"]
-    return metrics | {"feature_space": report["feature_space"], "seed": settings.run.seed}
+    named = {name: report[name] for name in ("distance", "feature_space")}
+    return metrics | named | {"seed": settings.run.seed}

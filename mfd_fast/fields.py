@@ -9,6 +9,14 @@ from torch import Tensor
 from mfd_fast.path import expand_times
 from mfd_fast.types import RowGroup, SharedBackbone, VelocityField
 
+TimeRange = tuple[float, float]
+
+
+def time_range_of(field: Any) -> TimeRange | None:
+    """The ``time_range`` that a field declares, or None."""
+    declared: TimeRange | None = getattr(field, "time_range", None)
+    return declared
+
 
 @dataclass(frozen=True)
 class reversed_time:
@@ -19,6 +27,12 @@ class reversed_time:
     def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The velocity ``[B, ...]`` at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
         return -self.field(x, 1 - t, **condition)
+
+    @property
+    def time_range(self) -> TimeRange | None:
+        """The range of the field, if it declares one, in reversed time."""
+        inner = time_range_of(self.field)
+        return None if inner is None else (1 - inner[1], 1 - inner[0])
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,12 @@ class scaled_time:
         """The velocity ``[B, ...]`` at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
         return self.field(x, t * self.scale, **condition)
 
+    @property
+    def time_range(self) -> TimeRange | None:
+        """The range of the field, if it declares one, divided by the scale."""
+        inner = time_range_of(self.field)
+        return None if inner is None else (inner[0] / self.scale, inner[1] / self.scale)
+
 
 @dataclass(frozen=True)
 class from_data_prediction:
@@ -44,6 +64,11 @@ class from_data_prediction:
         """The velocity ``[B, ...]`` at ``x`` ``[B, ...]``, ``t`` ``[B]``; state arithmetic stays in x's dtype."""
         return (x - self.field(x, t, **condition)) / expand_times(t.clamp(min=self.min_time), x)
 
+    @property
+    def time_range(self) -> TimeRange | None:
+        """The range of the field, if it declares one."""
+        return time_range_of(self.field)
+
 
 @dataclass(frozen=True)
 class from_noise_prediction:
@@ -55,6 +80,11 @@ class from_noise_prediction:
     def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         """The velocity ``[B, ...]`` at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
         return (self.field(x, t, **condition) - x) / expand_times((1 - t).clamp(min=self.min_time), x)
+
+    @property
+    def time_range(self) -> TimeRange | None:
+        """The range of the field, if it declares one."""
+        return time_range_of(self.field)
 
 
 @dataclass(frozen=True)
@@ -69,6 +99,11 @@ class Autocast:
         # One context for each call: a cast made without gradients must not be reused where gradients are wanted.
         with torch.autocast(x.device.type, dtype=self.dtype):
             return self.field(x, t, **condition)
+
+    @property
+    def time_range(self) -> TimeRange | None:
+        """The range of the field, if it declares one."""
+        return time_range_of(self.field)
 
 
 @dataclass(frozen=True)

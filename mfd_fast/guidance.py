@@ -36,11 +36,21 @@ class Guided:
             return conditional, negative_velocity
         condition, negative = first_rows(condition, rows), first_rows(negative, rows)
         if not can_concatenate([condition, negative]):
-            return self.field(x, t, **condition), self.field(x, t, **negative)
+            velocities = (self.field(x, t, **part) for part in (condition, negative))
+            conditional, negative_velocity = (check_velocity(velocity, x.shape) for velocity in velocities)
+            return conditional, negative_velocity
         both = self.field(torch.cat([x, x]), torch.cat([t, t]), **concatenate([condition, negative]))
-        if both.shape[0] != 2 * rows:
-            raise ValueError(f"field must return one velocity per row, expected {2 * rows} rows, got {both.shape[0]}")
+        check_velocity(both, torch.Size([2 * rows, *x.shape[1:]]))
         return both[:rows], both[rows:]
+
+
+def check_velocity(velocity: Any, shape: torch.Size) -> Tensor:
+    """``velocity`` if it is a tensor of this shape, that of the x its field got; TypeError or ValueError otherwise."""
+    if not isinstance(velocity, Tensor):
+        raise TypeError(f"field must return a tensor of shape {tuple(shape)}, got {type(velocity).__name__}")
+    if velocity.shape != shape:
+        raise ValueError(f"field must return the shape of x, expected {tuple(shape)}, got {tuple(velocity.shape)}")
+    return velocity
 
 
 def complete_negative(condition: Condition, negative_condition: Condition) -> dict[str, Any]:
@@ -68,16 +78,21 @@ def guide(
         field: the field to guide.
         condition: its condition.
         negative_condition: what is pushed away from; names it lacks are taken from ``condition``.
-        guidance_scale: 1.0 is off and skips the negative evaluation; a number or ``[B]``.
+        guidance_scale: 1.0 is off and skips the negative evaluation; a number, a 0-d tensor or ``[B]``.
         like: the state; gives dtype and device to the scale.
 
     Raises:
+        TypeError: a scale that is not a number or a tensor.
         ValueError: guidance without a negative condition, a scale that is not finite, or of the wrong shape.
     """
     if not isinstance(guidance_scale, Tensor):
+        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
+            raise TypeError(f"guidance_scale must be a number or a tensor, got {type(guidance_scale).__name__}")
         if guidance_scale == 1.0:
             return field, condition, 1
-        guidance_scale = torch.full((1,), float(guidance_scale), dtype=like.dtype, device=like.device)
+        guidance_scale = torch.tensor([guidance_scale], dtype=torch.float64)
+    if guidance_scale.dim() == 0:
+        guidance_scale = guidance_scale.expand(1)
     if guidance_scale.shape not in ((1,), (like.shape[0],)):
         raise ValueError(
             f"guidance_scale must be a number or have shape ({like.shape[0]},), got shape {tuple(guidance_scale.shape)}"
@@ -89,6 +104,6 @@ def guide(
     arguments = {
         "condition": dict(condition),
         "negative_condition": dict(negative_condition),
-        "guidance_scale": guidance_scale.to(like),
+        "guidance_scale": guidance_scale.to(like.device, like.dtype, non_blocking=True),
     }
     return Guided(field), arguments, 2

@@ -1,5 +1,6 @@
 """Mean velocities and end states of velocity fields, with an interval of its own for every row of a batch."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from mfd_fast.types import Condition, RolloutStats, Status, VelocityField
 
 
 class PairStats(NamedTuple):
-    """Statistics of `mean_velocity_pair`."""
+    """Statistics of `mean_velocity_pair`. Of a pair that ran as one batch both name the rows that failed in either."""
 
     teacher: RolloutStats
     auxiliary: RolloutStats
@@ -112,7 +113,8 @@ def integrate(
     options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
     problem = _problem(field, x, t, r, options, condition, negative_condition, guidance_scale)
     rollout, stats = _run(problem, options, return_stats)
-    end = problem.x + rollout.displacement
+    with torch.set_grad_enabled(options.with_gradient):
+        end = problem.x + rollout.displacement
     return (end, stats) if return_stats else end
 
 
@@ -150,7 +152,7 @@ def mean_velocity_pair(
         x: ``[B, ...]``, the state at t.
         t: start: a number, a 0-d tensor or ``[B]``.
         r: end: a number, a 0-d tensor or ``[B]``.
-        auxiliary_solver: solver of the auxiliary (default: ``solver``).
+        auxiliary_solver: solver of the auxiliary (default: ``solver``); rtol and atol go to those that are adaptive.
         auxiliary_step_size: step size of the auxiliary (default: ``step_size``).
 
     Returns:
@@ -158,17 +160,25 @@ def mean_velocity_pair(
 
     Source: arXiv 2606.11155, the mean velocities of its student objective.
     """
-    options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
-    other = RolloutOptions(
-        auxiliary_step_size if auxiliary_step_size is not None else step_size,
-        None if auxiliary_step_size is not None else steps,
-        auxiliary_solver or solver,
-        rtol,
-        atol,
+    second_solver = solver if auxiliary_solver is None else auxiliary_solver
+    options = RolloutOptions(
+        step_size,
+        steps,
+        solver,
+        _tolerance(rtol, solver, second_solver),
+        _tolerance(atol, solver, second_solver),
         max_evaluations,
         field_dtype,
         runner,
         differentiable,
+    )
+    other = replace(
+        options,
+        step_size=auxiliary_step_size if auxiliary_step_size is not None else step_size,
+        steps=None if auxiliary_step_size is not None else steps,
+        solver=second_solver,
+        rtol=_tolerance(rtol, second_solver, solver),
+        atol=_tolerance(atol, second_solver, solver),
     )
     first = _problem(teacher, x, t, r, options, condition, negative_condition, guidance_scale)
     second = _problem(auxiliary, x, t, r, other, condition, None, 1.0)
@@ -180,6 +190,12 @@ def mean_velocity_pair(
     auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats)
     velocities = (teacher_rollout.mean_velocity, auxiliary_rollout.mean_velocity)
     return (*velocities, PairStats(teacher_stats, auxiliary_stats)) if return_stats else velocities
+
+
+def _tolerance(value: float | None, solver: str, other: str) -> float | None:
+    """A tolerance for ``solver``, unless only the ``other`` one of the pair can take it."""
+    adaptive, other_adaptive = (get_solver(name).error_order is not None for name in (solver, other))
+    return value if adaptive or not other_adaptive else None
 
 
 def _problem(
@@ -211,12 +227,13 @@ def _run(problem: Problem, options: RolloutOptions, return_stats: bool) -> tuple
     """The rollout and its statistics; without ``return_stats`` a row that failed is an error."""
     raise_deferred()
     if problem.x.shape[0] == 0:
-        rows = torch.zeros(0, dtype=torch.int64)
-        return _finish(Rollout(problem.x, problem.x, rows, rows, rows), None, problem, options)
+        rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
+        return _finish(Rollout(nothing, nothing, rows, rows, rows), None, problem, options)
     rollout = execute(problem, options)
     bad = bad_rows(rollout)
     if problem.x.is_cuda and not return_stats:  # pragma: no cover (gpu)
         defer_check(bad)
+        _raise_unless_successful(rollout, None)
         return _finish(rollout, None, problem, options)
     first_bad = None
     if bool(bad.any()):

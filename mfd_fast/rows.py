@@ -22,10 +22,18 @@ def map_tensors(condition: Condition, function: Callable[[Tensor], Tensor]) -> d
 
 
 def check_rows(name: str, condition: Condition, rows: int, device: torch.device) -> None:
-    """Raise ValueError unless each tensor of ``condition`` has leading dimension ``rows`` or 1 and is on ``device``."""
+    """Raise unless each tensor of ``condition`` has leading dimension ``rows`` or 1 and is on ``device``.
+
+    ValueError for a wrong dimension or device; TypeError for a list or tuple of tensors, whose rows cannot be followed.
+    """
     for key, value in condition.items():
         if isinstance(value, Mapping):
             check_rows(f"{name}[{key!r}]", value, rows, device)
+        if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):
+            raise TypeError(
+                f"{name}[{key!r}] must hold its tensors in a mapping, whose rows can follow the samples, "
+                f"got a {type(value).__name__} of tensors"
+            )
         if not isinstance(value, Tensor):
             continue
         if value.dim() == 0 or value.shape[0] not in (1, rows):
@@ -75,4 +83,7 @@ def _alike(first: Any, second: Any) -> bool:
         return first.shape[1:] == second.shape[1:] and first.dtype == second.dtype
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return can_concatenate([first, second])
-    return first is second or bool(first == second)
+    if first is second:
+        return True
+    equal = first == second if type(first) is type(second) else False
+    return equal if isinstance(equal, bool) else False  # arrays compare element by element: not alike

@@ -64,7 +64,13 @@ def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:
     if options.fresh:
         delete_folder(path)
         return run
-    changed = settings_diff(run.read_settings(), settings)
+    started = run.distill_checkpoints().exists()
+    # A teacher does not depend on how it will be distilled and measured.
+    changed = [
+        change
+        for change in settings_diff(run.read_settings(), settings)
+        if started or not change[0].startswith(("distill.", "evaluate."))
+    ]
     if changed:
         shown = "; ".join(f"{key} was {before!r}, is {now!r}" for key, before, now in changed[:5])
         raise ValueError(

@@ -31,6 +31,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_settings(distill)
     add_run(distill)
     distill.add_argument("--teacher", metavar="MODULE:FACTORY", help="what builds your teacher, package.module:factory")
+    distill.add_argument("--teacher-run", metavar="RUN", type=Path, help="take the finished teacher of another run")
     distill.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --teacher")
     distill.set_defaults(run_command=run_distill)
 
@@ -99,6 +100,8 @@ def run_distill(options: argparse.Namespace) -> int:
 
     if options.weights is not None and options.teacher is None:
         raise ValueError("--weights belongs to --teacher; without it the teacher of the run is used")
+    if options.teacher is not None and options.teacher_run is not None:
+        raise ValueError("--teacher and --teacher-run: give one of them")
     settings = read_settings(options)
     run = open_run(options, settings)
     if run.has_network("student"):
@@ -108,7 +111,10 @@ def run_distill(options: argparse.Namespace) -> int:
         raise ValueError(f"{run.path} holds an unfinished student: pass --resume to go on or --fresh to start anew")
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
-    teacher = run.read_teacher() if options.teacher is None else load_teacher(options.teacher, options.weights)
+    if options.teacher is not None:
+        teacher = load_teacher(options.teacher, options.weights)
+    else:
+        teacher = (run if options.teacher_run is None else RunFolder(options.teacher_run)).read_teacher()
     distill(teacher, settings, dataset, run.path, resume=options.resume, factory=options.teacher, context=context)
     if context.world.is_main:
         print(f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png")
@@ -188,6 +194,6 @@ def finish(run: RunFolder, metrics: Mapping[str, Any], phases: Phases) -> None:
     write_json(run.path / "metrics.json", merged)
     for role in ("teacher", "student"):
         for steps, distance in sorted(metrics[role].items(), key=lambda item: int(item[0])):
-            print(f"{role:8} {steps:>4} step{'s' if steps != '1' else ' '}  Fréchet distance {distance:.3f}")
+            print(f"{role:8} {steps:>4} step{'s' if steps != '1' else ' '}  {metrics['distance']} {distance:.3f}")
     print(f"real data, half against half: {metrics['data_half_half']:.3f}")
     print(f"report: {report}")

@@ -13,6 +13,7 @@ from mfd_fast.metrics.digits_features import DigitsClassifier, train_digits_clas
 from mfd_fast.metrics.frechet import frechet_distance, half_half_distance
 from mfd_fast.metrics.nearest_neighbour import median_nearest_neighbour_distance
 from mfd_fast.metrics.precision_recall import precision_recall
+from mfd_fast.metrics.sliced_wasserstein import sliced_wasserstein
 
 PRECISION_RECALL_ROWS = 10_000
 POOLED_SIZE = 8
@@ -24,6 +25,9 @@ class FeatureSpace:
 
     description: str
     function: Callable[[Tensor], Tensor]
+    distance_name: str = "Fréchet distance"
+    distance: Callable[[Tensor, Tensor], float] = frechet_distance
+    """Of two sets of features ``[N, F]``, ``[M, F]``."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -33,7 +37,7 @@ def feature_space(dataset: Dataset, classifier: DigitsClassifier | None = None) 
     """The feature space for samples of ``dataset``.
 
     For the digits the features of ``classifier`` (trained here when it is None); for larger pictures their pixels
-    averaged to 8x8; for anything else the samples themselves, flattened. The last two compare values and no content.
+    averaged to 8x8; for points the points themselves, whose sliced Wasserstein distance sees more than two moments.
     Raises ValueError for a classifier with another dataset than the digits.
     """
     if dataset.name == "digits":
@@ -42,10 +46,12 @@ def feature_space(dataset: Dataset, classifier: DigitsClassifier | None = None) 
         raise ValueError(f"classifier: expected None, the digits classifier knows no samples of {dataset.name!r}")
     if len(dataset.sample_shape) == 3 and min(dataset.sample_shape[1:]) > POOLED_SIZE:
         return FeatureSpace(f"pixels averaged to {POOLED_SIZE}x{POOLED_SIZE}", _pool)
+    if len(dataset.sample_shape) == 1:
+        return FeatureSpace("points", _flatten, "sliced Wasserstein distance", sliced_wasserstein)
     return FeatureSpace("samples, flattened", _flatten)
 
 
-def digits_report(
+def sample_report(
     dataset: Dataset, classifier: DigitsClassifier | None, samples: Mapping[str, tuple[Tensor, Tensor | None]]
 ) -> dict[str, Any]:
     """Everything that is measured of named sets of samples ``name -> (x [N, *sample_shape], condition [N] or None)``.
@@ -54,20 +60,21 @@ def digits_report(
     samples together (all 1797 digits). The result holds, for the data::
 
         feature_space                the features in which samples were compared
-        data_half_half               mean Fréchet distance of random halves of the real samples (five splits)
-        held_out_frechet             Fréchet distance of the training samples and the held-out ones
+        distance                     the name of the distance, which is Fréchet's but for points
+        data_half_half               mean distance of random halves of the real samples (five splits)
+        held_out_distance            distance of the training samples and the held-out ones
         held_out_nearest_neighbour   median distance of the held-out samples to the training samples
 
     and under ``samples``, for every name::
 
-        frechet                      to the real samples
-        frechet_training             to the training samples
-        frechet_held_out             to the held-out samples
+        distance                     to the real samples
+        distance_training            to the training samples
+        distance_held_out            to the held-out samples
         precision, recall            against the real samples (at most `PRECISION_RECALL_ROWS` of each)
         nearest_neighbour            median distance to the training samples, between the samples themselves
         class_agreement              share that the classifier takes for their condition, or None without both
 
-    Fréchet distances of different numbers of samples are not comparable: draw as many as there are real ones.
+    Distances of different numbers of samples are not comparable: draw as many as there are real ones.
     Raises ValueError for samples or conditions of the wrong shape.
     """
     if dataset.name == "digits" and classifier is None:
@@ -81,9 +88,9 @@ def digits_report(
         generated = space(x)
         precision, recall = precision_recall(_some_rows(real), _some_rows(generated))
         measured[name] = {
-            "frechet": frechet_distance(real, generated),
-            "frechet_training": frechet_distance(training, generated),
-            "frechet_held_out": frechet_distance(held_out, generated),
+            "distance": space.distance(real, generated),
+            "distance_training": space.distance(training, generated),
+            "distance_held_out": space.distance(held_out, generated),
             "precision": precision,
             "recall": recall,
             "nearest_neighbour": median_nearest_neighbour_distance(x, dataset.x),
@@ -91,8 +98,9 @@ def digits_report(
         }
     return {
         "feature_space": space.description,
-        "data_half_half": half_half_distance(real),
-        "held_out_frechet": frechet_distance(training, held_out),
+        "distance": space.distance_name,
+        "data_half_half": half_half_distance(real, space.distance),
+        "held_out_distance": space.distance(training, held_out),
         "held_out_nearest_neighbour": median_nearest_neighbour_distance(dataset.held_out_x, dataset.x),
         "samples": measured,
     }

@@ -1,5 +1,7 @@
 """The Fréchet distance between two sets of features."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,10 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return max(0.0, float(means + traces))
 
 
-def half_half_distance(features: Tensor, splits: int = 5, seed: int = 0) -> float:
-    """The mean `frechet_distance` between two random halves of ``features`` ``[N, F]``: what equal laws score.
+def half_half_distance(
+    features: Tensor, distance: Callable[[Tensor, Tensor], float] = frechet_distance, splits: int = 5, seed: int = 0
+) -> float:
+    """The mean ``distance`` between two random halves of ``features`` ``[N, F]``: what equal laws score.
 
     Raises ValueError for fewer than four rows or ``splits < 1``.
     """
@@ -45,7 +49,7 @@ def half_half_distance(features: Tensor, splits: int = 5, seed: int = 0) -> floa
     distances = []
     for _ in range(splits):
         order = torch.randperm(len(features), generator=generator).to(features.device)
-        distances.append(frechet_distance(features[order[:half]], features[order[half : 2 * half]]))
+        distances.append(distance(features[order[:half]], features[order[half : 2 * half]]))
     return sum(distances) / splits
 
 

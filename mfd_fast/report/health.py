@@ -80,12 +80,14 @@ def _auxiliary_loss(record: RunRecord) -> Check | None:
     trend = _trend(record.auxiliary_log, "loss")
     if trend is None:
         return Check("unknown", title, f"Fewer than {FEWEST_LINES} log lines: too early to see a trend.")
-    lowest, last = float(trend.min()), float(trend[-1])
-    values = f"it ends at {show(last)} and was {show(lowest)} at its lowest"
+    # Early on the loss may rise for a good reason: the student's samples gain the variety that they lacked.
+    late = trend[len(trend) // 2 :]
+    lowest, last = float(late.min()), float(late[-1])
+    values = f"in the second half of the run it was {show(lowest)} at its lowest and ends at {show(last)}"
     if last <= 1.3 * lowest:
         return Check("good", title, f"Steady: {values}. The auxiliary keeps up with the student.")
-    advice = "the auxiliary falls behind the student; give it more updates or slow the student down."
-    return Check("look" if last <= 2 * lowest else "problem", title, f"Rising: {values}; {advice}")
+    advice = "The auxiliary falls behind the student; give it more updates or slow the student down."
+    return Check("look" if last <= 2 * lowest else "problem", title, f"Rising: {values}. {advice}")
 
 
 def _finite_numbers(record: RunRecord) -> Check | None:

@@ -55,8 +55,8 @@ CURVES = (
     ),
     Chart(
         "Auxiliary loss",
-        "The auxiliary learns the velocity of the student's samples. A steady value means that it keeps up; "
-        "it does not go to zero.",
+        "The auxiliary learns the velocity of the student's samples. It may rise while they gain variety; a steady "
+        "value after that means that it keeps up. It does not go to zero.",
         figures.auxiliary_loss_figure,
         (("auxiliary", "loss"),),
     ),

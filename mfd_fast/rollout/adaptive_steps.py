@@ -95,7 +95,8 @@ def integrate_adaptive(
 def _attempt(evaluate: RowEvaluator, live: _Live, solver: Solver, control: AdaptiveSteps) -> None:
     """Try one step of every live row and commit it where the controller accepts it."""
     state = live.state
-    step = solver.step(evaluate, live.x, state.t, state.step, live.first, None)
+    low, high = torch.minimum(live.begin, live.r), torch.maximum(live.begin, live.r)
+    step = solver.step(lambda x, now: evaluate(x, now.clamp(low, high)), live.x, state.t, state.step, live.first, None)
     if step.error is None or step.end_velocity is None or solver.error_order is None:
         raise ValueError("an adaptive solver must return an error estimate and the velocity at the end of its step")
     displacement = live.displacement + step.increment

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mfd_fast.fields import Autocast
+from mfd_fast.fields import Autocast, TimeRange, time_range_of
 from mfd_fast.rows import check_rows
-from mfd_fast.types import Condition
+from mfd_fast.types import Condition, SharedBackbone
 
 
 class Times(NamedTuple):
@@ -38,6 +38,8 @@ def check_x(x: Any) -> None:
         raise TypeError(f"x must be floating point, got {x.dtype}")
     if x.dim() < 1:
         raise ValueError("x must have a leading batch dimension, got a 0-dimensional tensor")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x must have at least one number in each sample, got shape {tuple(x.shape)}")
     if x.device.type == "cpu" and not bool(x.isfinite().all()):
         row = int((~x.isfinite()).reshape(x.shape[0], -1).any(1).nonzero()[0])
         raise ValueError(f"x must be finite, got NaN or infinity in row {row}")
@@ -45,16 +47,17 @@ def check_x(x: Any) -> None:
 
 def check_times(t: Any, r: Any, x: Tensor, field: Any) -> Times:
     """t and r as rows; a number, a 0-dimensional tensor or ``[B]`` each, within the field's ``time_range`` if any."""
-    time_range = getattr(field, "time_range", None)
+    time_range = time_range_of(field)
     hosts, devices = [], []
     for name, value in (("t", t), ("r", r)):
         rows = _as_rows(name, value, x)
         host = rows.detach().to("cpu", torch.float64)
-        if rows.device.type == "cpu":
-            _check_values(name, host, time_range)
+        _check_values(name, host, state_dtype(x), time_range)
         hosts.append(host)
         devices.append(rows.to(x.device, state_dtype(x), non_blocking=True))
-    return Times(devices[0], devices[1], hosts[0], hosts[1])
+    # Times that differ by less than the state can tell apart are one time: no step is counted between them.
+    start, end = (host.to(state_dtype(x)) for host in hosts)
+    return Times(devices[0], devices[1], hosts[0], torch.where(start == end, hosts[0], hosts[1]))
 
 
 def check_condition(name: str, condition: Any, x: Tensor) -> Condition:
@@ -78,6 +81,8 @@ def resolve_field_dtype(field: Any, x: Tensor, field_dtype: torch.dtype | None) 
     module = field
     while not isinstance(module, nn.Module | Autocast) and hasattr(module, "field"):
         module = module.field
+    if isinstance(module, SharedBackbone) and not isinstance(module, Autocast):
+        module = getattr(module.backbone, "module", module.backbone)
     weight = next(module.parameters(), None) if isinstance(module, nn.Module) else None
     low = (torch.bfloat16, torch.float16)
     if weight is not None and weight.dtype in low and x.dtype not in low:
@@ -96,22 +101,23 @@ def _as_rows(name: str, value: Any, x: Tensor) -> Tensor:
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
         raise TypeError(f"{name} must be a real number or tensor, got {value.dtype}")
+    if value.device.type != "cpu" and value.device != x.device:
+        raise ValueError(f"{name} must be on the CPU or on the device of x ({x.device}), got {value.device}")
     if value.dim() == 0:
         return value.expand(rows)
     if value.shape != (rows,):
         raise ValueError(f"{name} must be a number, a 0-d tensor or have shape ({rows},), got {tuple(value.shape)}")
-    if value.device.type != "cpu" and value.device != x.device:
-        raise ValueError(f"{name} must be on the CPU or on the device of x ({x.device}), got {value.device}")
     return value
 
 
-def _check_values(name: str, host: Tensor, time_range: Any) -> None:
+def _check_values(name: str, host: Tensor, dtype: torch.dtype, time_range: TimeRange | None) -> None:
     if not bool(host.isfinite().all()):
         raise ValueError(f"{name} must be finite, got {_first(host, ~host.isfinite())}")
     if time_range is None:
         return
     low, high = time_range
-    outside = (host < low) | (host > high)
+    ends = torch.tensor([low, high], dtype=dtype)  # 0.98 as float32 is more than 0.98
+    outside = (host.to(dtype) < ends[0]) | (host.to(dtype) > ends[1])
     if bool(outside.any()):
         raise ValueError(f"{name} must lie in the field's time_range [{low:g}, {high:g}], got {_first(host, outside)}")
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mfd_fast.guidance import check_velocity
 from mfd_fast.rows import first_rows, select_rows
 from mfd_fast.types import Condition, VelocityField
 
@@ -28,10 +29,4 @@ class RowEvaluator:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity of the live rows; x ``[n, ...]``, t ``[n]`` in the dtype of the state."""
         velocity = self._field(x.to(self._field_dtype), t, **self._live)
-        if not isinstance(velocity, Tensor):
-            raise TypeError(f"field must return a tensor of shape {tuple(x.shape)}, got {type(velocity).__name__}")
-        if velocity.shape != x.shape:
-            raise ValueError(
-                f"field must return the shape of x, expected {tuple(x.shape)}, got {tuple(velocity.shape)}"
-            )
-        return velocity.to(x.dtype)
+        return check_velocity(velocity, x.shape).to(x.dtype)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mfd_fast.rollout.adaptive_steps import integrate_adaptive
 from mfd_fast.rollout.checks import Times
@@ -36,24 +37,39 @@ class RolloutOptions:
     differentiable: bool = False
 
     def __post_init__(self) -> None:
-        adaptive = get_solver(self.solver).error_order is not None
-        if self.step_size is not None and self.steps is not None:
-            raise ValueError(f"give step_size or steps, not both, got step_size={self.step_size}, steps={self.steps}")
+        solver = get_solver(self.solver)
+        adaptive = solver.error_order is not None
+        FixedSteps(self.step_size, self.steps)
         if (self.rtol is not None or self.atol is not None) and (not adaptive or self.steps is not None):
             raise ValueError(
                 f"rtol and atol need an adaptive solver (bosh3, torchdiffeq:dopri5) without steps=, "
                 f"got solver={self.solver!r}, steps={self.steps}"
             )
-        if self.max_evaluations is not None and self.max_evaluations < 1:
-            raise ValueError(f"max_evaluations must be at least 1, got {self.max_evaluations}")
+        if isinstance(solver, TorchdiffeqSolver):
+            self._check_library(adaptive)
+        if self.max_evaluations is not None:
+            if isinstance(self.max_evaluations, bool) or not isinstance(self.max_evaluations, int):
+                raise TypeError(f"max_evaluations must be an int, got {type(self.max_evaluations).__name__}")
+            if self.max_evaluations < 1:
+                raise ValueError(f"max_evaluations must be at least 1, got {self.max_evaluations}")
         if self.runner not in RUNNERS:
             close = get_close_matches(str(self.runner), RUNNERS, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"runner must be one of {', '.join(RUNNERS)}, got {self.runner!r}{hint}")
         if adaptive and self.steps is None:
             self.adaptive_steps()
-        else:
-            FixedSteps(self.step_size, self.steps)
+
+    def _check_library(self, adaptive: bool) -> None:
+        """What torchdiffeq has no counterpart for is refused, not ignored."""
+        if self.max_evaluations is not None:
+            raise ValueError(f"max_evaluations is not available with solver={self.solver!r}")
+        if adaptive and self.steps is not None:
+            raise ValueError(f"steps needs a method with fixed steps, got solver={self.solver!r}")
+
+    @property
+    def with_gradient(self) -> bool:
+        """Whether results carry a graph: asked for, and not inside ``torch.no_grad()``."""
+        return self.differentiable and torch.is_grad_enabled()
 
     def adaptive_steps(self) -> AdaptiveSteps:
         """The step control of an adaptive solver; ``step_size`` is its maximum step."""
@@ -81,12 +97,28 @@ def execute(problem: Problem, options: RolloutOptions) -> Rollout:
     solver = get_solver(options.solver)
     evaluate = RowEvaluator(problem.field, problem.condition, x.shape[0], problem.field_dtype)
     budget = None if options.max_evaluations is None else options.max_evaluations // problem.cost
-    with torch.set_grad_enabled(options.differentiable and torch.is_grad_enabled()):
+    if budget == 0:
+        raise ValueError(
+            f"max_evaluations must be at least {problem.cost}, the cost of one guided evaluation, "
+            f"got {options.max_evaluations}"
+        )
+    with torch.set_grad_enabled(options.with_gradient):
         if isinstance(solver, TorchdiffeqSolver):
             return _with_library(evaluate, problem, solver, options)
         if solver.error_order is not None and options.steps is None:
+            _check_adaptive(problem.times, options)
             return integrate_adaptive(evaluate, x, t, r, solver, options.adaptive_steps(), budget)
         return integrate_fixed(evaluate, x, t, r, _plan(problem.times, solver, options, budget), solver)
+
+
+def _check_adaptive(times: Times, options: RolloutOptions) -> None:
+    """An absurdly small largest step is an error; so is a derivative by times that are chosen from values."""
+    if options.step_size is not None:
+        FixedSteps(options.step_size).count(times.host_t, times.host_r)
+    for name, time in (("t", times.t), ("r", times.r)):
+        tangent = forward_ad.unpack_dual(time).tangent
+        if tangent is not None or (torch.is_grad_enabled() and time.requires_grad):
+            raise ValueError(f"{name} must be a constant for an adaptive solver; take steps= or a fixed-step solver")
 
 
 def _plan(times: Times, solver: Solver, options: RolloutOptions, budget: int | None) -> Plan:
@@ -102,6 +134,4 @@ def _with_library(
     steps = None
     if solver.error_order is None:
         steps = int(FixedSteps(options.step_size, options.steps).count(times.host_t, times.host_r).max())
-    return integrate_with_library(
-        evaluate, problem.x, times.t, times.r, solver, steps=steps, rtol=control.rtol, atol=control.atol
-    )
+    return integrate_with_library(evaluate, problem.x, times.t, times.r, solver, steps=steps, control=control)

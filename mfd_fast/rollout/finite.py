@@ -1,5 +1,6 @@
 """Noticing velocities that are not finite, without making the host wait for a device."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +15,14 @@ from mfd_fast.types import Status
 
 
 def bad_rows(rollout: Rollout) -> Tensor:
-    """``[B]`` bool on the device: rows whose result is not finite. NaN and infinity never leave a sum again."""
-    return ~rollout.mean_velocity.isfinite().flatten(1).all(1)
+    """``[B]`` bool on the device: rows that met a velocity that is not finite.
+
+    NaN and infinity never leave a sum again; adaptive rollouts notice them before they enter it.
+    """
+    finite = rollout.mean_velocity.isfinite()
+    bad = ~finite.reshape(len(finite), math.prod(finite.shape[1:])).all(1)
+    noticed = rollout.status == Status.NON_FINITE
+    return bad | noticed.to(bad.device) if bool(noticed.any()) else bad
 
 
 def mark_bad_rows(rollout: Rollout, bad: Tensor) -> Rollout:

@@ -31,7 +31,7 @@ def integrate_fixed(evaluate: RowEvaluator, x: Tensor, t: Tensor, r: Tensor, pla
         evaluate.select(order)
     planned, run = (steps.to(x.device, x.dtype, non_blocking=True) for steps in (plan.steps, plan.run))
     h = (r - t) / planned.clamp(min=1)
-    displacement, velocity = _march(evaluate, x, t, h, plan, solver)
+    displacement, velocity = _march(evaluate, x, t, r, h, plan, solver)
     covered = torch.where(run == planned, r - t, run * h)
     mean_velocity = torch.where(
         expand_times(run == 0, x), velocity, displacement / expand_times(covered.masked_fill(run == 0, 1.0), x)
@@ -43,9 +43,14 @@ def integrate_fixed(evaluate: RowEvaluator, x: Tensor, t: Tensor, r: Tensor, pla
 
 
 def _march(
-    evaluate: RowEvaluator, x: Tensor, t: Tensor, h: Tensor, plan: Plan, solver: Solver
+    evaluate: RowEvaluator, x: Tensor, t: Tensor, r: Tensor, h: Tensor, plan: Plan, solver: Solver
 ) -> tuple[Tensor, Tensor]:
     """Displacement of all rows and velocity at t, in the order of the plan (longest rows first)."""
+    low, high = torch.minimum(t, r), torch.maximum(t, r)
+
+    def velocity(state: Tensor, now: Tensor) -> Tensor:
+        return evaluate(state, now.clamp(low, high))  # t + h may pass r by a rounding error
+
     initial = evaluate(x, t)
     start, displacement, memory = x, torch.zeros_like(x), None
     first: Tensor | None = initial
@@ -54,13 +59,14 @@ def _march(
         if live < x.shape[0]:
             done.append(displacement[live:])
             evaluate.keep_first(live)
-            start, x, displacement, t, h = start[:live], x[:live], displacement[:live], t[:live], h[:live]
+            start, x, displacement = start[:live], x[:live], displacement[:live]
+            t, h, low, high = t[:live], h[:live], low[:live], high[:live]
             first = None if first is None else first[:live]
             memory = None if memory is None else memory[:live]
         now = torch.add(t, h, alpha=step)
         if first is None:
-            first = evaluate(x, now)
-        increment, first, _, memory = solver.step(evaluate, x, now, h, first, memory)
+            first = velocity(x, now)
+        increment, first, _, memory = solver.step(velocity, x, now, h, first, memory)
         displacement = displacement + increment
         x = start + displacement
     done.append(displacement)

@@ -7,6 +7,7 @@ from mfd_fast.path import expand_times
 from mfd_fast.rollout.evaluator import RowEvaluator
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.solvers.torchdiffeq import TorchdiffeqSolver
+from mfd_fast.step_control import AdaptiveSteps
 
 
 def integrate_with_library(
@@ -17,8 +18,7 @@ def integrate_with_library(
     solver: TorchdiffeqSolver,
     *,
     steps: int | None,
-    rtol: float,
-    atol: float,
+    control: AdaptiveSteps,
 ) -> Rollout:
     """Integrate the whole batch in lock-step; every row is charged the evaluations of the batch.
 
@@ -29,8 +29,7 @@ def integrate_with_library(
         r: ``[B]``, end of each row, in the dtype of x.
         solver: the method.
         steps: equal steps of a fixed-step method.
-        rtol: relative tolerance of an adaptive method.
-        atol: absolute tolerance of an adaptive method.
+        control: tolerances and largest step of an adaptive method.
     """
     calls = 0
 
@@ -44,7 +43,9 @@ def integrate_with_library(
     if bool(instant.all()):
         displacement, mean_velocity = torch.zeros_like(x), velocity
     else:
-        displacement = solver.solve(counted, x, t, r, steps=steps, rtol=rtol, atol=atol)
+        displacement = solver.solve(
+            counted, x, t, r, steps=steps, rtol=control.rtol, atol=control.atol, max_step=control.largest_step
+        )
         width = expand_times((r - t).masked_fill(instant, 1.0), x)
         mean_velocity = torch.where(expand_times(instant, x), velocity, displacement / width)
     rows = torch.zeros(x.shape[0], dtype=torch.int64)

@@ -23,7 +23,9 @@ SOLVERS: dict[str, Solver] = {
 
 
 def get_solver(name: str) -> Solver | TorchdiffeqSolver:
-    """The solver called ``name``; ValueError lists the valid names."""
+    """The solver called ``name``; ValueError lists the valid names, TypeError for what is not a string."""
+    if not isinstance(name, str):
+        raise TypeError(f"solver must be the name of a solver, got {type(name).__name__}")
     if name in SOLVERS:
         return SOLVERS[name]
     if name.startswith(PREFIX):

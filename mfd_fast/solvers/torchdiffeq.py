@@ -37,7 +37,16 @@ class TorchdiffeqSolver:
         return None if self.method in FIXED_METHODS else 0
 
     def solve(
-        self, velocity: Velocity, x: Tensor, t: Tensor, r: Tensor, *, steps: int | None, rtol: float, atol: float
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor,
+        *,
+        steps: int | None,
+        rtol: float,
+        atol: float,
+        max_step: float,
     ) -> Tensor:
         """The displacement x(r) - x(t) of every row.
 
@@ -50,8 +59,11 @@ class TorchdiffeqSolver:
             rtol: relative tolerance of adaptive methods.
             atol: absolute tolerance of adaptive methods.
 
+            max_step: largest step in units of time of adaptive methods.
+
         Raises:
             ModuleNotFoundError: torchdiffeq is not installed.
+            RuntimeError: an adaptive method gave up.
         """
         try:
             from torchdiffeq import odeint
@@ -61,14 +73,21 @@ class TorchdiffeqSolver:
             ) from error
         width = r - t
         scale = expand_times(width, x)
+        low, high = torch.minimum(t, r), torch.maximum(t, r)
 
         def rescaled(s: Tensor, y: Tensor) -> Tensor:
-            return scale * velocity(x + y, t + s.to(t) * width)
+            return scale * velocity(x + y, (t + s.to(t) * width).clamp(low, high))
 
-        options: dict[str, Any] = {}
-        if self.method in FIXED_METHODS:
-            options = {"step_size": 1.0 / (steps or 1)}
+        def equal_steps(function: Any, y: Tensor, ends: Tensor) -> Tensor:
+            return torch.linspace(0, 1, (steps or 1) + 1, dtype=ends.dtype, device=ends.device)
+
+        options: dict[str, Any] = {"grid_constructor": equal_steps}
+        if self.method not in FIXED_METHODS:
+            options = {"max_step": max_step / float(width.detach().abs().max())}
         grid = torch.tensor([0.0, 1.0], dtype=x.dtype, device=x.device)
         start = torch.zeros_like(x)
-        path: Tensor = odeint(rescaled, start, grid, method=self.method, rtol=rtol, atol=atol, options=options or None)
+        try:
+            path: Tensor = odeint(rescaled, start, grid, method=self.method, rtol=rtol, atol=atol, options=options)
+        except AssertionError as error:
+            raise RuntimeError(f"solver 'torchdiffeq:{self.method}' gave up: {error}") from error
         return path[-1]

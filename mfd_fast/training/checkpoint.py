@@ -81,11 +81,16 @@ def verify_checkpoint(path: Path) -> None:
     """Raise ValueError with the file and the reason unless every file is there with the content it was written with."""
     if not (path / MANIFEST).is_file():
         raise ValueError(f"{path} has no {MANIFEST}: it was never finished")
-    for name, expected in read_json(path / MANIFEST)["files"].items():
+    manifest = read_json(path / MANIFEST)
+    try:
+        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path / MANIFEST} does not list files with their bytes and sha256") from error
+    for name, size, digest in files:
         file = path / name
         if Path(name).name != name or not file.is_file():
             raise ValueError(f"{path} lacks {name}")
-        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size or sha256(file) != digest:
             raise ValueError(f"{file} is damaged: its content is not what was written")
 
 
@@ -102,6 +107,6 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path), skipped
-        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, OSError) as error:
             skipped.append(f"skipped {path.name}: {error}")
     return None, skipped

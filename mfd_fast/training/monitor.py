@@ -25,7 +25,7 @@ class Monitor:
         self._events: Any = None
         # On a terminal a bar; elsewhere about twenty plain lines, so that a log file stays readable.
         self._bar: Any = tqdm(total=total, initial=start, desc=title, unit="update", disable=None if enabled else True)
-        self._plain_every = max(1, total // 20) if enabled and self._bar.disable else 0
+        self._plain_every = max(1, math.ceil(total / 20)) if enabled and self._bar.disable else 0
         self._title, self._total = title, total
         self._shown: dict[str, float] = {}
         if enabled:

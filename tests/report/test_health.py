@@ -56,7 +56,7 @@ def test_velocity_gap(nothing: RunRecord, gap: np.ndarray, state: str, words: st
     ("last", "state"), [(0.4, "good"), (0.6, "look"), (1.5, "problem")], ids=["steady", "rising", "lost"]
 )
 def test_auxiliary_loss(nothing: RunRecord, last: float, state: str) -> None:
-    losses = [0.8] * 20 + [0.4] * 100 + [last] * 20
+    losses = [0.1] * 40 + [0.4] * 80 + [last] * 20
     record = dataclasses.replace(nothing, auxiliary_log=_lines("loss", losses))
     assert _check(record, "Auxiliary loss").state == state
 
