@@ -2,7 +2,7 @@
 
     make bench
 
-All variants use Euler steps of at most 0.02 and the same network, states and intervals. Before anything is timed each is
+Every variant takes Euler steps of at most 0.02 on the same network, states and intervals. Before it is timed it is
 checked against a fine solution: none may be less accurate than three times this package's own error.
 """
 

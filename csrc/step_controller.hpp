@@ -1,5 +1,5 @@
 // Per-row adaptive step control: error norm, PI controller, accept or reject, result codes.
-// The formulas are those of advance_reference in mfd_fast/step_control.py, which is their definition.
+// The formulas are those of advance_reference in mfd_fast/ops/step_control.py, which is their definition.
 // Plain C++17: neither Python nor torch.
 #pragma once
 

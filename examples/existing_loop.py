@@ -14,8 +14,8 @@ from torch.nn.functional import mse_loss
 import mfd_fast
 from mfd_fast.data import load_dataset
 from mfd_fast.intervals import LogitNormal, sample_pairs
-from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.methods.mfd import flow_matching_loss, surrogate_loss
+from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.models import build_model
 from mfd_fast.path import interpolate
 

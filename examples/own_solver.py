@@ -1,6 +1,6 @@
 """A solver of your own: a Butcher tableau and a name are enough for every function and command of the package.
 
-    python examples/own_solver.py
+python examples/own_solver.py
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Adaptive step control on the device: the error norm of every row and the PI controller in one or two launches.
 
 The formulas are those of the definition, `advance_reference` in mfd_fast/ops/step_control.py. Rows of up to
-`LONGEST_WHOLE_ROW` elements take one launch. Longer rows take two: first sums over pieces of rows, one program each, then
-the control. No atomics, so equal inputs give equal bits.
+`LONGEST_WHOLE_ROW` elements take one launch. Longer rows take two: first sums over pieces of rows, one program each,
+then the control. No atomics, so equal inputs give equal bits.
 """
 
 import torch
@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LONGEST_WHOLE_ROW = 256
+LONGEST_WHOLE_ROW = 64
 LONGEST_PIECE = 2048
-PARTIALS_AT_ONCE = 32
+PARTIALS_AT_ONCE = 16
 ELEMENTS_PER_THREAD = 8
 
 # The values of mfd_fast.types.Status.
@@ -48,31 +48,34 @@ def _sum_of_squares(
     numerator = error + 0.0 * candidate
     if x.dtype == tl.float64:
         ratio = tl.where(mask, numerator / scale, 0.0)
-        return tl.sum(ratio * ratio, axis)
-    ratio = tl.where(mask, tl.div_rn(numerator, scale), 0.0)
-    large = tl.abs(ratio) > _LARGE
-    down = ratio * _SCALED_DOWN
-    small_sum = tl.sum(tl.where(large, 0.0, ratio * ratio), axis)
-    large_sum = tl.sum(tl.where(large, down * down, 0.0), axis)
-    return small_sum.to(tl.float64) + large_sum.to(tl.float64) * _SCALED_UP
+        total = tl.sum(ratio * ratio, axis)
+    else:
+        ratio = tl.where(mask, tl.div_rn(numerator, scale), 0.0)
+        large = tl.abs(ratio) > _LARGE
+        down = ratio * _SCALED_DOWN
+        small_sum = tl.sum(tl.where(large, 0.0, ratio * ratio), axis)
+        large_sum = tl.sum(tl.where(large, down * down, 0.0), axis)
+        total = small_sum.to(tl.float64) + large_sum.to(tl.float64) * _SCALED_UP
+    return total
 
 
-@triton.jit(do_not_specialize=["n_pieces"])
+@triton.jit(do_not_specialize=["n_rows"])
 def _step_control_partial_kernel(
     x_ptr: tl.tensor,  # [n_rows, width], as candidate and error
     candidate_ptr: tl.tensor,
     error_ptr: tl.tensor,
-    partial_ptr: tl.tensor,  # [n_rows, n_pieces] float64, written
+    partial_ptr: tl.tensor,  # [n_pieces, n_rows] float64, written
+    n_rows: tl.tensor,
     width: tl.tensor,
-    n_pieces: tl.tensor,
     rtol: tl.float64,
     atol: tl.float64,
     PIECE: tl.constexpr,
 ) -> None:
     """One program sums the squares of one piece of a row."""
     program = tl.program_id(0).to(tl.int64)
-    row = program // n_pieces
-    columns = (program - row * n_pieces) * PIECE + tl.arange(0, PIECE)
+    piece = program // n_rows
+    row = program - piece * n_rows
+    columns = piece * PIECE + tl.arange(0, PIECE)
     mask = columns < width
     total = _sum_of_squares(x_ptr, candidate_ptr, error_ptr, row * width + columns, mask, rtol, atol, 0)
     tl.store(partial_ptr + program, total)
@@ -106,7 +109,7 @@ def _step_control_fwd_kernel(
     x_ptr: tl.tensor,  # [n_rows, width], as candidate and error; not read where partial is given
     candidate_ptr: tl.tensor,
     error_ptr: tl.tensor,
-    partial_ptr: tl.tensor,  # [n_rows, n_pieces] float64, or None
+    partial_ptr: tl.tensor,  # [n_pieces, n_rows] float64, or None
     t_ptr: tl.tensor,  # [n_rows], as all that follow
     step_ptr: tl.tensor,
     previous_error_ptr: tl.tensor,
@@ -139,12 +142,12 @@ def _step_control_fwd_kernel(
         offsets = rows[:, None] * width + columns[None, :]
         total = _sum_of_squares(x_ptr, candidate_ptr, error_ptr, offsets, mask, rtol, atol, 1)
     else:
-        sums = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float64)
+        total = tl.zeros((BLOCK_ROWS,), tl.float64)
         for first in range(0, n_pieces, BLOCK_COLUMNS):
             pieces = first + columns
-            mask = row_mask[:, None] & (pieces < n_pieces)[None, :]
-            sums += tl.load(partial_ptr + rows[:, None] * n_pieces + pieces[None, :], mask=mask, other=0.0)
-        total = tl.sum(sums, 1)
+            mask = (pieces < n_pieces)[:, None] & row_mask[None, :]
+            offsets = pieces.to(tl.int64)[:, None] * n_rows + rows[None, :]
+            total += tl.sum(tl.load(partial_ptr + offsets, mask=mask, other=0.0), 0)
     e = tl.sqrt(total / tl.full((), width, tl.float64))
 
     t = tl.load(t_ptr + rows, mask=row_mask, other=0.0)
@@ -174,14 +177,14 @@ def _step_control_fwd_kernel(
 
 
 def _launch_partial(x: Tensor, candidate: Tensor, error: Tensor, width: int, rtol: float, atol: float) -> Tensor:
-    """Sums of squares over pieces of rows, ``[n_rows, n_pieces]`` float64."""
+    """Sums of squares over pieces of rows, ``[n_pieces, n_rows]`` float64."""
     piece = min(triton.next_power_of_2(width), LONGEST_PIECE)
     n_rows, n_pieces = x.shape[0], triton.cdiv(width, piece)
-    partial = torch.empty(n_rows, n_pieces, dtype=torch.float64, device=x.device)
+    partial = torch.empty(n_pieces, n_rows, dtype=torch.float64, device=x.device)
     _step_control_partial_kernel[(n_rows * n_pieces,)](
-        *(x, candidate, error, partial, width, n_pieces, rtol, atol),
+        *(x, candidate, error, partial, n_rows, width, rtol, atol),
         PIECE=piece,
-        num_warps=piece // (32 * ELEMENTS_PER_THREAD),
+        num_warps=max(1, piece // (32 * ELEMENTS_PER_THREAD)),
         enable_fp_fusion=False,
     )
     return partial
@@ -204,7 +207,7 @@ def launch_step_control(
     safety: float,
     min_factor: float,
     max_factor: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Decide on a proposed step of every row; returns (t, step, previous_error, status, accepted), all ``[n]``.
 
     ``t``, ``step``, ``previous_error``, ``r`` ``[n]`` and ``x``, ``candidate``, ``error`` ``[n, ...]`` are float32 or
@@ -221,10 +224,10 @@ def launch_step_control(
         partial = None if width <= LONGEST_WHOLE_ROW else _launch_partial(x, candidate, error, width, rtol, atol)
         columns = triton.next_power_of_2(max(width, 1)) if partial is None else PARTIALS_AT_ONCE
         # One warp decides on as many rows as it has lanes, or as few as its registers leave room for.
-        block_rows = max(1, min(32, 512 // columns))
+        block_rows = min(32, 512 // columns)
         _step_control_fwd_kernel[(triton.cdiv(n_rows, block_rows),)](
             *(x, candidate, error, partial, t, step, previous_error, status, r, *outputs),
-            *(n_rows, width, 0 if partial is None else partial.shape[1]),
+            *(n_rows, width, 0 if partial is None else partial.shape[0]),
             *(rtol, atol, max_step, safety, min_factor, max_factor),
             ERROR_ORDER=error_order,
             BLOCK_ROWS=block_rows,

@@ -321,12 +321,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data.name": "digits",              "model.name": "mlp",            "model.options": {"width": 256, "depth": 3},
         "teacher.updates": 3000,            "teacher.batch_size": 256,      "teacher.optimizer.schedule": "cosine",
-        "teacher.optimizer.learning_rate": 2e-3,                            "teacher.optimizer.warmup_updates": 100,
-        "distill.student_updates": 800,     "distill.batch_size": 128,      "distill.rollout.step_size": 0.05,
-        "distill.ema_decay": 0.99,          "distill.sample_every": 100,    "distill.checkpoint_every": 200,
-        "distill.student_optimizer.learning_rate": 1e-3,          "distill.student_optimizer.schedule": "cosine",
+        "teacher.optimizer.learning_rate": 4e-3,                            "teacher.optimizer.warmup_updates": 100,
+        "distill.student_updates": 1300,    "distill.batch_size": 128,      "distill.rollout.step_size": 0.05,
+        "distill.ema_decay": 0.995,         "distill.sample_every": 100,    "distill.checkpoint_every": 200,
+        "distill.student_optimizer.learning_rate": 2e-3,          "distill.student_optimizer.schedule": "cosine",
         "distill.student_optimizer.warmup_updates": 20,           "distill.auxiliary_optimizer.schedule": "cosine",
-        "distill.auxiliary_optimizer.learning_rate": 1e-3,        "run.threads": 1,
+        "distill.auxiliary_optimizer.learning_rate": 3e-3,        "run.threads": 1,
     },
     "digits-dit": {
         "data.name": "digits",              "model.name": "dit",

@@ -18,8 +18,10 @@ from mfd_fast import native
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.mean_velocity import mean_velocity
 from mfd_fast.models.attention import why_unavailable
+from mfd_fast.ops import launchers
+from mfd_fast.ops.step_control import advance_reference
 from mfd_fast.rollout.execute import RUNNERS
-from mfd_fast.step_control import AdaptiveSteps, advance_reference
+from mfd_fast.step_control import AdaptiveSteps
 
 
 class Check(NamedTuple):
@@ -128,7 +130,7 @@ def _core() -> Check:
 
 def _threads() -> Check:
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"
-    if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+    if torch.backends.openmp.is_available():
         return Check("OpenMP threads", True, f"torch uses {threads}; OMP_NUM_THREADS or run.threads changes it")
     return Check("OpenMP threads", False, f"torch was built without OpenMP; it uses {threads}")
 
@@ -137,8 +139,9 @@ def _triton() -> Check:
     version = _version("triton", "triton")
     if version is None:
         return Check("Triton", False, "not installed; pip install 'mfd_fast[kernels]' (Linux with a GPU)")
-    if not torch.cuda.is_available():
-        return Check("Triton", False, f"{version} is installed, but there is no CUDA device; PyTorch runs instead")
+    why = launchers.why_off(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if why is not None:
+        return Check("Triton", False, f"{version} is installed, but {why}; PyTorch runs instead")
     return Check("Triton", True, version)  # pragma: no cover (gpu)
 
 
@@ -199,7 +202,7 @@ def _run_self_test(name: str, test: "SelfTest", device: torch.device) -> Check:
         # Whatever goes wrong here is a finding, and the other tests still run.
         return Check(name, False, f"{type(problem).__name__}: {problem}", failed=True)
     if error is None:
-        return Check(name, False, "the C++ core is off")
+        return Check(name, False, test.absent)
     passed = error <= test.bound
     return Check(name, passed, f"error {error:.1e} (at most {test.bound:.0e})", failed=not passed)
 
@@ -239,18 +242,27 @@ def _adaptive(device: torch.device, tolerance: float) -> float:
     return _relative_rms(actual, _LAW.mean_velocity(x, t, r))
 
 
-def _compiled_controller(device: torch.device) -> float | None:
-    """Largest difference of the C++ step control from its definition over ten steps; infinite if a decision differs."""
-    if not _core().active:
+def _core_controller(device: torch.device) -> float | None:
+    return _controller(torch.device("cpu"), 8) if _core().active else None
+
+
+def _triton_controller(device: torch.device) -> float | None:
+    if launchers.load("step_control", device) is None:
         return None
-    _, t, r = _intervals(torch.device("cpu"), torch.float64)
+    # Short rows take one launch, long ones two.
+    return max(_controller(device, width) for width in (8, 5000))
+
+
+def _controller(device: torch.device, width: int) -> float:
+    """Largest difference of the step control from its definition over ten steps; infinite if a decision differs."""
+    _, t, r = _intervals(device, torch.float64)
     control = AdaptiveSteps(max_step=0.2)
     state = control.start(t, r)
     generator = torch.Generator().manual_seed(1)
     worst = 0.0
     for _ in range(10):
-        x, candidate = torch.randn(2, 64, 8, generator=generator, dtype=torch.float64)
-        error = 0.02 * torch.randn(64, 8, generator=generator, dtype=torch.float64)
+        x, candidate, error = torch.randn(3, 64, width, generator=generator, dtype=torch.float64).to(device)
+        error = 0.02 * error
         expected = advance_reference(control, state, r, x, candidate, error, 3)
         state = control.advance(state, r, x, candidate, error, 3)
         if not (torch.equal(state.status, expected.status) and torch.equal(state.accepted, expected.accepted)):
@@ -265,6 +277,8 @@ class SelfTest(NamedTuple):
 
     measure: Callable[[torch.device], float | None]
     bound: float
+    absent: str = ""
+    """Why it is not measurable."""
 
 
 SELF_TESTS: dict[str, SelfTest] = {
@@ -276,6 +290,7 @@ SELF_TESTS: dict[str, SelfTest] = {
     "midpoint, step size 0.05": SelfTest(lambda device: _fixed_steps(device, "midpoint"), 1e-4),
     "rk4, step size 0.05": SelfTest(lambda device: _fixed_steps(device, "rk4"), 2e-6),
     "bosh3, tolerance 1e-6": SelfTest(lambda device: _adaptive(device, 1e-6), 1e-5),
-    "step control, C++": SelfTest(_compiled_controller, 1e-12),
+    "step control, C++": SelfTest(_core_controller, 1e-12, "the C++ core is off"),
+    "step control, Triton": SelfTest(_triton_controller, 1e-12, "no Triton kernels on this device"),
 }
 """Bounds are a few times the errors measured on a CPU."""

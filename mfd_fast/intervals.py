@@ -11,6 +11,10 @@ import torch
 from torch import Generator, Tensor
 
 
+def _uniform(n: int, generator: Generator | None) -> Tensor:
+    return torch.rand(n, generator=generator, dtype=torch.float32, device="cpu")
+
+
 class TimeLaw(Protocol):
     """A distribution of times in [0, 1]; 0 is data, 1 is noise."""
 
@@ -25,7 +29,7 @@ class Uniform:
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """``n`` independent times, float32 ``[n]``."""
-        return torch.rand(n, generator=generator)
+        return _uniform(n, generator)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class LogitNormal:
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """``n`` independent times, float32 ``[n]``."""
-        return torch.sigmoid(self.mean + self.std * torch.randn(n, generator=generator))
+        normal = torch.randn(n, generator=generator, dtype=torch.float32, device="cpu")
+        return torch.sigmoid(self.mean + self.std * normal)
 
 
 @dataclass(frozen=True)
@@ -116,5 +121,5 @@ def sample_pairs(
     first, second = law.sample(n, generator), law.sample(n, generator)
     t, r = torch.maximum(first, second), torch.minimum(first, second)
     if equal_share > 0:
-        r = torch.where(torch.rand(n, generator=generator) < equal_share, t, r)
+        r = torch.where(_uniform(n, generator) < equal_share, t, r)
     return t, r

@@ -1,23 +1,21 @@
 """How long the steps of an integration are: equal steps per row, or steps chosen from an error estimate.
 
-`advance_reference` is the definition of the adaptive control; on the CPU the same formulas run in the C++ core.
+The numerics of the adaptive control are in `mfd_fast.ops.step_control`.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mfd_fast import native
+from mfd_fast.ops import step_control
+from mfd_fast.ops.step_control import ControlState as ControlState
 from mfd_fast.types import Status
 
 DEFAULT_STEP_SIZE = 0.02
 MAX_STEPS = 100_000
 """More steps than this for one row are taken to be a mistake in ``step_size``."""
-
-_LAST_STEP_SHARE = 1 - 1e-6
 
 
 def _require_positive(name: str, value: float) -> None:
@@ -73,21 +71,6 @@ class FixedSteps:
             )
 
 
-class ControlState(NamedTuple):
-    """Where the control of n rows stands; a row is one sample with its own time and step."""
-
-    t: Tensor
-    """``[n]`` current time, in the dtype of the state of the integration (float32 or float64)."""
-    step: Tensor
-    """``[n]`` signed step to try next; exactly ``r - t`` if it is the last one."""
-    previous_error: Tensor
-    """``[n]`` scaled error of the last accepted step; 1 before the first."""
-    status: Tensor
-    """``[n]`` int64 of `Status`."""
-    accepted: Tensor
-    """``[n]`` bool, whether the step just proposed was accepted."""
-
-
 @dataclass(frozen=True)
 class AdaptiveSteps:
     """Steps per row from an error estimate, by a proportional-integral controller.
@@ -131,7 +114,7 @@ class AdaptiveSteps:
         first = torch.full_like(t, min(self.first_step, self.largest_step), dtype=torch.float64)
         return ControlState(
             t=t,
-            step=_step_towards(first, t, r),
+            step=step_control.step_towards(first, t, r),
             previous_error=torch.ones_like(t),
             status=torch.where(t == r, int(Status.SUCCESS), int(Status.RUNNING)),
             accepted=torch.zeros_like(t, dtype=torch.bool),
@@ -142,98 +125,6 @@ class AdaptiveSteps:
     ) -> ControlState:
         """Accept or reject the step ``x -> candidate`` of every row and choose the next one.
 
-        ``r`` ``[n]``; ``x``, ``candidate`` and the ``error`` estimate ``[n, ...]`` in the dtype of ``state.t``.
-        ``error_order``: the power of the step size with which the estimate shrinks (3 for bosh3). Rows that are not
-        RUNNING stay as they are. See `advance_reference` for the formulas. Raises ValueError if sizes disagree.
+        Shapes, formulas and errors are those of `mfd_fast.ops.step_control.advance`.
         """
-        _check_sizes(state, r, x, candidate, error, error_order)
-        r, x, candidate, error = r.detach(), x.detach(), candidate.detach(), error.detach()
-        core = native.core() if _core_can_take(state, r, x, candidate, error) else None
-        if core is None:
-            return advance_reference(self, state, r, x, candidate, error, error_order)
-        arrays = (tensor.numpy() for tensor in (*state[:4], r, x, candidate, error))
-        decision = core.advance(
-            *arrays,
-            error_order=error_order,
-            rtol=self.rtol,
-            atol=self.atol,
-            max_step=self.largest_step,
-            safety=self.safety,
-            min_factor=self.min_factor,
-            max_factor=self.max_factor,
-            threads=torch.get_num_threads(),
-        )
-        return ControlState(*(torch.from_numpy(array) for array in decision))
-
-
-def advance_reference(
-    control: AdaptiveSteps,
-    state: ControlState,
-    r: Tensor,
-    x: Tensor,
-    candidate: Tensor,
-    error: Tensor,
-    error_order: int,
-) -> ControlState:
-    """The definition of `AdaptiveSteps.advance`, in torch, without reading anything back from the device.
-
-    With ``e`` the root mean square over a row of ``error / (atol + rtol * max(|x|, |candidate|))`` and p the error
-    order: e not finite is NON_FINITE; a step is accepted if e <= 1; the next step is the last one times
-    ``safety e^(-0.7/p) previous_error^(0.4/p)`` if it was accepted, else ``safety e^(-1/p)``, within the bounds.
-    """
-    width = math.prod(x.shape[1:])
-    scale = control.atol + control.rtol * torch.maximum(x.abs(), candidate.abs())
-    # 0 * candidate: an infinite candidate would make the scale infinite and hide itself.
-    ratio = ((error + 0 * candidate) / scale).reshape(len(x), width)
-    e = ratio.double().square().mean(dim=1).sqrt()
-    running = state.status == Status.RUNNING
-    finite = e.isfinite()
-    accepted = running & (e <= 1)
-
-    floored = e.clamp(min=1e-10)
-    previous = state.previous_error.double() ** (0.4 / error_order)
-    grow = (control.safety * floored ** (-0.7 / error_order) * previous).clamp(control.min_factor, control.max_factor)
-    shrink = (control.safety * floored ** (-1 / error_order)).clamp(control.min_factor, 1)
-    size = (state.step.double().abs() * torch.where(accepted, grow, shrink)).clamp(max=control.largest_step)
-
-    end = torch.where(state.step == r - state.t, r, state.t + state.step)
-    t = torch.where(accepted, end, state.t)
-    step = _step_towards(size, t, r)
-    status = torch.where(t + step == t, int(Status.STEP_SIZE_UNDERFLOW), int(Status.RUNNING))
-    status = torch.where(t == r, int(Status.SUCCESS), status)
-    status = torch.where(finite, status, int(Status.NON_FINITE))
-    return ControlState(
-        t=t,
-        step=torch.where(running & finite, step, state.step),
-        previous_error=torch.where(accepted, e.clamp(min=1e-4).to(t.dtype), state.previous_error),
-        status=torch.where(running, status, state.status),
-        accepted=accepted,
-    )
-
-
-def _step_towards(size: Tensor, t: Tensor, r: Tensor) -> Tensor:
-    """Signed steps of ``size`` (float64) from t towards r; exactly ``r - t`` where that would (nearly) be reached."""
-    gap = r - t
-    reached = size >= gap.abs().double() * _LAST_STEP_SHARE
-    return torch.where(reached, gap, (size * gap.sign()).to(gap.dtype))
-
-
-def _core_can_take(state: ControlState, *tensors: Tensor) -> bool:
-    """Whether all of it is contiguous in CPU memory, as float32 or float64."""
-    return state.t.dtype in (torch.float32, torch.float64) and all(
-        tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (*state, *tensors)
-    )
-
-
-def _check_sizes(state: ControlState, r: Tensor, x: Tensor, candidate: Tensor, error: Tensor, error_order: int) -> None:
-    rows = state.t.shape
-    if r.shape != rows or x.shape[:1] != rows:
-        raise ValueError(f"state, r and x must have the same number of rows, got {rows}, {r.shape} and {x.shape}")
-    if candidate.shape != x.shape or error.shape != x.shape:
-        raise ValueError(
-            f"candidate and error must have the shape {x.shape} of x, got {candidate.shape}, {error.shape}"
-        )
-    if not state.t.dtype == r.dtype == x.dtype == candidate.dtype == error.dtype:
-        raise ValueError(f"t, r, x, candidate and error must have one dtype, got {x.dtype} with times {state.t.dtype}")
-    if error_order < 1:
-        raise ValueError(f"error_order must be at least 1, got {error_order}")
+        return step_control.advance(self, state, r, x, candidate, error, error_order)

@@ -13,7 +13,8 @@ import torch
 from mfd_fast import doctor, native
 from mfd_fast.doctor import Check, as_json, examine, format_checks, self_test
 from mfd_fast.mean_velocity import mean_velocity
-from mfd_fast.step_control import ControlState, advance_reference
+from mfd_fast.ops import launchers
+from mfd_fast.ops.step_control import ControlState, advance_reference
 
 
 @pytest.fixture
@@ -119,14 +120,26 @@ def test_triton_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("Triton").detail.startswith("not installed; pip install 'mfd_fast[kernels]'")
 
 
+def test_triton_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda distribution, module: "3.9.0")
+    monkeypatch.setenv("MFD_FAST_TRITON", "0")
+    expected = (
+        "3.9.0 is installed, but it is switched off by the environment variable MFD_FAST_TRITON=0; PyTorch runs instead"
+    )
+    assert found("Triton") == Check("Triton", False, expected)
+
+
 def test_self_test_passes() -> None:
     results = self_test("cpu")
     assert [result.name for result in results] == list(doctor.SELF_TESTS)
     assert [result for result in results if result.failed] == []
-    assert [result.name for result in results if not result.active] in ([], ["step control, C++"])
+    assert [result.name for result in results if not result.active] in (
+        ["step control, Triton"],
+        ["step control, C++", "step control, Triton"],
+    )
 
 
-@pytest.mark.parametrize("name", [name for name in doctor.SELF_TESTS if name != "step control, C++"])
+@pytest.mark.parametrize("name", [name for name in doctor.SELF_TESTS if not name.startswith("step control")])
 def test_self_test_notices_wrong_velocities(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = mean_velocity
     bound = doctor.SELF_TESTS[name].bound
@@ -147,11 +160,23 @@ def test_self_test_notices_a_wrong_controller(monkeypatch: pytest.MonkeyPatch) -
         return expected._replace(step=expected.step + 1e-6)
 
     monkeypatch.setattr(doctor, "advance_reference", other_steps)
-    assert doctor._compiled_controller(cpu) == pytest.approx(1e-6, rel=1e-3)
+    assert doctor._core_controller(cpu) == pytest.approx(1e-6, rel=1e-3)
     monkeypatch.setattr(
         doctor, "advance_reference", lambda *args: right(*args)._replace(accepted=torch.ones(64, dtype=torch.bool))
     )
-    assert doctor._compiled_controller(cpu) == math.inf
+    assert doctor._core_controller(cpu) == math.inf
+
+
+def test_self_test_of_triton_runs_where_there_are_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert doctor._triton_controller(cpu) is None
+    monkeypatch.setattr(launchers, "load", lambda name, device: sys)
+    assert doctor._triton_controller(cpu) == pytest.approx(0.0, abs=1e-12)
+    right = advance_reference
+    monkeypatch.setattr(
+        doctor, "advance_reference", lambda *args: right(*args)._replace(status=torch.zeros(64, dtype=torch.int64))
+    )
+    assert doctor._triton_controller(cpu) == math.inf
 
 
 def test_self_test_reports_an_exception_as_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mfd_fast import native
-from mfd_fast.step_control import AdaptiveSteps, advance_reference
+from mfd_fast.ops.step_control import advance_reference
+from mfd_fast.step_control import AdaptiveSteps
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mfd_fast import native
-from mfd_fast.step_control import MAX_STEPS, AdaptiveSteps, ControlState, FixedSteps, advance_reference
+from mfd_fast.ops.step_control import advance_reference
+from mfd_fast.step_control import MAX_STEPS, AdaptiveSteps, ControlState, FixedSteps
 from mfd_fast.types import Status
 
 

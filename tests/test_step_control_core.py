@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mfd_fast import native
-from mfd_fast.step_control import AdaptiveSteps, ControlState, advance_reference
+from mfd_fast.ops.step_control import ControlState, advance_reference
+from mfd_fast.step_control import AdaptiveSteps
 from mfd_fast.types import Status
 
 

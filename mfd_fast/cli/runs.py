@@ -147,8 +147,6 @@ def run_sample(options: argparse.Namespace) -> int:
             )
         condition = {"label": torch.full((options.num,), options.label)}
     x = student.sample(options.num, condition, options.seed)
-    if value_range is not None:
-        x = x.clamp(*value_range)
     if options.out is not None:
         write_samples(options.out, x, condition.get("label"))
         print(f"{len(x)} samples in {options.out}")

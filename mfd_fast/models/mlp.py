@@ -14,9 +14,12 @@ class MLP(VelocityNetwork):
     """Residual MLP whose hidden features are scaled and shifted by time and label (FiLM, Perez et al. 2018)::
 
         h <- h + B silu((A norm(h)) * (1 + scale(t, label)) + shift(t, label))
+        velocity = C norm(h) + skip(t, label) * x
 
-    One matrix makes the scales and shifts of all blocks, so a block is seven small operations. Modulating after A, not
-    before it, and a second matrix B fit the flow of 8x8 digits better at equal cost.
+    The skip lets a one-step student cancel its noise (its sample is z - velocity(z, 1)), which features behind a norm
+    only approximate: on the digits it leaves a sixth less noise in constant pixels. One matrix makes the scales and
+    shifts of all blocks, so a block is seven small operations. Modulating after A, not before it, and a second matrix
+    B fit the flow of 8x8 digits better at equal cost.
 
     Args:
         sample_shape: shape of one sample; flattened inside.
@@ -51,15 +54,18 @@ class MLP(VelocityNetwork):
         self.block_in = nn.ModuleList(nn.Linear(width, block_width, bias=False) for _ in range(depth))
         self.block_out = nn.ModuleList(nn.Linear(block_width, width) for _ in range(depth))
         self.leave = zero_linear(width, self.num_features)
+        self.skip = zero_linear(condition_width, self.num_features)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The velocity ``[B, *sample_shape]`` at ``x`` ``[B, *sample_shape]``, ``t`` ``[B]``, ``label`` ``[B]``."""
         self.check_inputs(x, t)
-        modulation = self.modulation(self.condition(t, label, x.dtype)).chunk(2 * len(self.block_in), dim=1)
-        hidden = self.enter(x.flatten(1))
+        condition = self.condition(t, label, x.dtype)
+        modulation = self.modulation(condition).chunk(2 * len(self.block_in), dim=1)
+        flat = x.flatten(1)
+        hidden = self.enter(flat)
         blocks = zip(self.block_in, self.block_out, modulation[::2], modulation[1::2], strict=True)
         for block_in, block_out, scale, shift in blocks:
             inner = block_in(functional.layer_norm(hidden, hidden.shape[1:]))
             hidden = hidden + block_out(functional.silu(torch.addcmul(inner + shift, inner, scale)))
         velocity: Tensor = self.leave(functional.layer_norm(hidden, hidden.shape[1:]))
-        return velocity.reshape(x.shape)
+        return torch.addcmul(velocity, self.skip(condition), flat).reshape(x.shape)

@@ -71,7 +71,7 @@ def defer_check(bad: Tensor) -> None:  # pragma: no cover (gpu)
     """Copy the flag of a CUDA rollout to the host without waiting; `raise_deferred` reads it later."""
     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
     flag.copy_(bad.any(), non_blocking=True)
-    copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied = torch.cuda.Event()
     copied.record()
     _PENDING.append(_Pending(flag, copied.query))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from mfd_fast.data import Dataset, load_dataset
 from mfd_fast.metrics import evaluate, frechet_distance, sliced_wasserstein
 from mfd_fast.metrics.digits_features import DigitsClassifier, train_digits_classifier
-from mfd_fast.metrics.evaluate import sample_report, feature_space
+from mfd_fast.metrics.evaluate import feature_space, sample_report
 
 
 @pytest.fixture(scope="module")

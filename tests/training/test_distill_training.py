@@ -25,9 +25,7 @@ Start = Callable[..., tuple[DistillTraining, Any]]
 def start(tiny_settings: Make, tiny_teacher: Callable[..., VelocityNetwork], labelled_task: Task) -> Start:
     """``start("key=value", ...)`` gives a training of a labelled teacher and its roles."""
 
-    def make(
-        *overrides: str, teacher: nn.Module | None = None, on_samples: Any = None
-    ) -> tuple[DistillTraining, Any]:
+    def make(*overrides: str, teacher: nn.Module | None = None, on_samples: Any = None) -> tuple[DistillTraining, Any]:
         settings = tiny_settings(*overrides).distill
         roles = make_roles(teacher or tiny_teacher(3), settings, seed=0)
         context = Context(torch.device("cpu"), World())
@@ -54,12 +52,17 @@ def test_an_update_changes_only_its_role(start: Start, kind: str) -> None:
         assert not torch.equal(weights(roles, done.role), before[done.role])
         assert torch.equal(weights(roles, other), before[other])
         assert all(parameter.grad is None for parameter in roles.parameters(other))
-    assert all(torch.equal(value, teacher[name]) for name, value in (roles.teacher.state_dict() if teacher else {}).items())
+    assert all(
+        torch.equal(value, teacher[name]) for name, value in (roles.teacher.state_dict() if teacher else {}).items()
+    )
 
 
 def test_accumulated_parts_equal_one_large_batch(start: Start) -> None:
     # Adam divides a gradient by its size; with a large eps the smallest ones, all rounding, stay small.
-    common = ("distill.guidance_scale=2.0", *(f"distill.{role}_optimizer.eps=1e-3" for role in ("auxiliary", "student")))
+    common = (
+        "distill.guidance_scale=2.0",
+        *(f"distill.{role}_optimizer.eps=1e-3" for role in ("auxiliary", "student")),
+    )
     one, roles_one = start(*common)
     four, roles_four = start(*common, "distill.accumulation=4")
     before = weights(roles_one, "student")
@@ -104,7 +107,9 @@ def test_low_precision_keeps_float32_weights(start: Start, precision: str, kind:
     assert not any(report.skipped for report in reports[0 if precision == "bfloat16" else -6 :])
     groups = training.tensors()
     assert all(
-        value.dtype == torch.float32 and bool(value.isfinite().all()) for part in groups.values() for value in part.values()
+        value.dtype == torch.float32 and bool(value.isfinite().all())
+        for part in groups.values()
+        for value in part.values()
     )
     for role in ("auxiliary", "student"):
         assert not torch.equal(weights(roles, role), before[role])
