@@ -20,7 +20,7 @@ from mfd_fast.models import build_model
 from mfd_fast.path import interpolate
 
 
-def main(student_updates: int = 300, batch_size: int = 256) -> tuple[float, float]:
+def main(student_updates: int = 300, batch_size: int = 256, start_updates: int = 500) -> tuple[float, float]:
     """Distances of one-step samples to the data before and after; smaller is better."""
     torch.manual_seed(0)
     data = load_dataset("mixture-2d")
@@ -31,7 +31,7 @@ def main(student_updates: int = 300, batch_size: int = 256) -> tuple[float, floa
     # Start student and auxiliary from a network that has learnt the teacher's velocity.
     network = build_model("mlp", data.sample_shape, width=128)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(500):
+    for _ in range(start_updates):
         t, noise = law.sample(batch_size), torch.randn(batch_size, 2)
         x = interpolate(data.x[torch.randint(len(data.x), (batch_size,))], noise, t)
         optimizer.zero_grad()

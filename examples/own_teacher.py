@@ -35,7 +35,7 @@ def build() -> nn.Module:
     return Teacher()
 
 
-def train(teacher: nn.Module, updates: int = 1500) -> None:
+def train(teacher: nn.Module, updates: int) -> None:
     """Flow matching on points around (2, 0)."""
     optimizer = torch.optim.Adam(teacher.parameters(), lr=3e-3)
     for _ in range(updates):
@@ -47,11 +47,11 @@ def train(teacher: nn.Module, updates: int = 1500) -> None:
         optimizer.step()
 
 
-def main(run: Path = Path("runs/own-teacher"), student_updates: int = 200) -> Tensor:
+def main(run: Path = Path("runs/own-teacher"), student_updates: int = 200, teacher_updates: int = 1500) -> Tensor:
     """Train the teacher, distil it, sample the student once; returns mean and standard deviation of the samples."""
     torch.manual_seed(0)
     teacher = build()
-    train(teacher)
+    train(teacher, teacher_updates)
     settings = mfd_fast.load_settings("mixture-2d", overrides=[f"distill.student_updates={student_updates}"])
     student = mfd_fast.distill(teacher, settings, mfd_fast.Task(sample_shape=(2,), conditions={}), run)
     samples = student.sample(2000, seed=0)

@@ -82,6 +82,38 @@ def _step_control_partial_kernel(
 
 
 @triton.jit
+def _scaled_error(
+    x_ptr: tl.tensor,
+    candidate_ptr: tl.tensor,
+    error_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
+    rows: tl.tensor,
+    row_mask: tl.tensor,
+    n_rows: tl.tensor,
+    width: tl.tensor,
+    n_pieces: tl.tensor,
+    rtol: tl.float64,
+    atol: tl.float64,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+) -> tl.tensor:
+    """Root mean square of every row as float64, from the sums over pieces where there are some."""
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    if partial_ptr is None:
+        mask = row_mask[:, None] & (columns < width)[None, :]
+        offsets = rows[:, None] * width + columns[None, :]
+        total = _sum_of_squares(x_ptr, candidate_ptr, error_ptr, offsets, mask, rtol, atol, 1)
+    else:
+        total = tl.zeros((BLOCK_ROWS,), tl.float64)
+        for first in range(0, n_pieces, BLOCK_COLUMNS):
+            pieces = first + columns
+            mask = (pieces < n_pieces)[:, None] & row_mask[None, :]
+            offsets = pieces.to(tl.int64)[:, None] * n_rows + rows[None, :]
+            total += tl.sum(tl.load(partial_ptr + offsets, mask=mask, other=0.0), 0)
+    return tl.sqrt(total / tl.full((), width, tl.float64))
+
+
+@triton.jit
 def _next_size(
     e: tl.tensor,
     accepted: tl.tensor,
@@ -102,6 +134,14 @@ def _next_size(
     factor = tl.maximum(factor, tl.full((), min_factor, tl.float64))
     factor = tl.minimum(factor, tl.where(accepted, tl.full((), max_factor, tl.float64), 1.0))
     return tl.minimum(tl.abs(step.to(tl.float64)) * factor, tl.full((), max_step, tl.float64))
+
+
+@triton.jit
+def _next_status(t: tl.tensor, step: tl.tensor, r: tl.tensor, finite: tl.tensor) -> tl.tensor:
+    """What a row that was running is after the decision."""
+    status = tl.where(t + step == t, _STEP_SIZE_UNDERFLOW, _RUNNING)
+    status = tl.where(t == r, _SUCCESS, status)
+    return tl.where(finite, status, _NON_FINITE).to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_pieces"])
@@ -136,20 +176,12 @@ def _step_control_fwd_kernel(
     """One program decides on BLOCK_ROWS rows."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_mask = rows < n_rows
-    columns = tl.arange(0, BLOCK_COLUMNS)
-    if partial_ptr is None:
-        mask = row_mask[:, None] & (columns < width)[None, :]
-        offsets = rows[:, None] * width + columns[None, :]
-        total = _sum_of_squares(x_ptr, candidate_ptr, error_ptr, offsets, mask, rtol, atol, 1)
-    else:
-        total = tl.zeros((BLOCK_ROWS,), tl.float64)
-        for first in range(0, n_pieces, BLOCK_COLUMNS):
-            pieces = first + columns
-            mask = (pieces < n_pieces)[:, None] & row_mask[None, :]
-            offsets = pieces.to(tl.int64)[:, None] * n_rows + rows[None, :]
-            total += tl.sum(tl.load(partial_ptr + offsets, mask=mask, other=0.0), 0)
-    e = tl.sqrt(total / tl.full((), width, tl.float64))
-
+    # fmt: off
+    e = _scaled_error(
+        x_ptr, candidate_ptr, error_ptr, partial_ptr, rows, row_mask, n_rows, width, n_pieces, rtol, atol,
+        BLOCK_ROWS, BLOCK_COLUMNS,
+    )
+    # fmt: on
     t = tl.load(t_ptr + rows, mask=row_mask, other=0.0)
     step = tl.load(step_ptr + rows, mask=row_mask, other=0.0)
     previous_error = tl.load(previous_error_ptr + rows, mask=row_mask, other=1.0)
@@ -164,15 +196,13 @@ def _step_control_fwd_kernel(
     gap = r - next_t
     reached = size >= tl.abs(gap.to(tl.float64)) * (1 - 1e-6)
     next_step = tl.where(reached, gap, tl.where(gap > 0, size, -size).to(t.dtype))
-    next_status = tl.where(next_t + next_step == next_t, _STEP_SIZE_UNDERFLOW, _RUNNING)
-    next_status = tl.where(next_t == r, _SUCCESS, next_status)
-    next_status = tl.where(finite, next_status, _NON_FINITE)
+    next_status = _next_status(next_t, next_step, r, finite)
     floored = tl.where(e > 1e-4, e, 1e-4).to(t.dtype)
 
     tl.store(next_t_ptr + rows, next_t, mask=row_mask)
     tl.store(next_step_ptr + rows, tl.where(running & finite, next_step, step), mask=row_mask)
     tl.store(next_previous_error_ptr + rows, tl.where(accepted, floored, previous_error), mask=row_mask)
-    tl.store(next_status_ptr + rows, tl.where(running, next_status.to(tl.int64), status), mask=row_mask)
+    tl.store(next_status_ptr + rows, tl.where(running, next_status, status), mask=row_mask)
     tl.store(accepted_ptr + rows, accepted, mask=row_mask)
 
 

@@ -95,7 +95,7 @@ def test_large_batch_with_threads_matches_one_thread() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_reference_does_not_synchronise_on_cuda() -> None:
+def test_control_does_not_synchronise_on_cuda() -> None:
     t, step, previous_error, status, r, x, candidate, error = random_proposal(5, 33, (64,), torch.float32)
     control = AdaptiveSteps(max_step=0.1)
     state = ControlState(t, step, previous_error, status, torch.zeros(33, dtype=torch.bool))

@@ -100,11 +100,11 @@ def test_shift_moves_the_steps_towards_noise() -> None:
         assert t.dtype == torch.float32
         assert t.shape == (5,)
         seen.append(t[0].item())
-        return torch.ones_like(x)
+        return t[:, None].expand_as(x)
 
     samples = Student(field, (2,), 4, shift=3.0).generate(NOISE, {})
     assert seen == pytest.approx([1.0, 0.9, 0.75, 0.5])
-    torch.testing.assert_close(samples, NOISE - 1)
+    torch.testing.assert_close(samples, NOISE - (0.1 * 1.0 + 0.15 * 0.9 + 0.25 * 0.75 + 0.5 * 0.5))
 
 
 def test_the_same_seed_gives_the_same_samples() -> None:

@@ -13,13 +13,8 @@ from mfd_fast.cli import main
 TINY = (
     *("model.options.width=16", "model.options.depth=1", "teacher.updates=6", "teacher.batch_size=32"),
     *("distill.student_updates=3", "distill.cycle_auxiliary=2", "distill.batch_size=16", "distill.sample_every=2"),
-    *(
-        "distill.rollout.step_size=0.25",
-        "distill.log_every=1",
-        "evaluate.num_samples=60",
-        "evaluate.teacher_steps=[1,3]",
-    ),
-    *("run.device=cpu", "run.tensorboard=false"),
+    *("distill.rollout.step_size=0.25", "distill.log_every=1", "run.device=cpu", "run.tensorboard=false"),
+    *("evaluate.num_samples=60", "evaluate.teacher_steps=[1,3]"),
 )
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 FEW = ("data.options.num_samples=400", "data.options.num_held_out=100")

@@ -62,7 +62,7 @@ def tiny_teacher() -> Callable[..., VelocityNetwork]:
             torch.manual_seed(0)
             model = build_model("mlp", (2,), num_classes, width=16, depth=1)
             for parameter in model.parameters():
-                nn.init.normal_(parameter, std=0.3)
+                nn.init.normal_(parameter, std=0.15)
         return model
 
     return make

@@ -104,9 +104,9 @@ def launched(
         (folder / "shared" / "old").touch()
         (folder / "worker.py").write_text(WORKER)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "MASTER"))}
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            + [str(folder / "worker.py"), str(folder)],
+            [*torchrun, str(folder / "worker.py"), str(folder)],
             env=clean | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,

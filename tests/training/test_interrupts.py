@@ -22,16 +22,23 @@ def test_the_first_signal_is_noted(number: int) -> None:
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
+    def interrupt_twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
     with pytest.raises(KeyboardInterrupt), stop_on_signals():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        interrupt_twice()
 
 
 def test_handlers_come_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyError), stop_on_signals():
-        assert signal.getsignal(signal.SIGTERM) != before
-        raise KeyError
+
+    def fail() -> None:
+        raise KeyError(signal.getsignal(signal.SIGTERM))
+
+    with pytest.raises(KeyError) as caught, stop_on_signals():
+        fail()
+    assert caught.value.args[0] != before
     assert signal.getsignal(signal.SIGTERM) == before
 
 
