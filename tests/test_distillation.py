@@ -22,6 +22,7 @@ from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
 from mfd_fast.storage import write_json
 from mfd_fast.student import Student
+from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.context import make_context
 from mfd_fast.training.teacher import train_teacher
 
@@ -140,6 +141,21 @@ def test_the_student_of_any_module_is_loaded_into_one_like_it(roles: str, user_m
     assert torch.equal(load_student(tmp_path / "run", user_module.make()).sample(6), expected)
     with pytest.raises(ValueError, match="the weights do not fit the network"):
         load_student(tmp_path / "run", nn.Linear(2, 2))
+
+
+def test_the_finished_student_is_the_average(tmp_path: Path) -> None:
+    student: Any = distill(labelled_mlp(), tiny("distill.ema_decay=0.9"), LABELS, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    checkpoint, _ = latest_checkpoint(run.distill_checkpoints())
+    assert checkpoint is not None
+    finished, in_memory = run.read_tensors("student"), student.field.state_dict()
+    names = [name for name, _ in labelled_mlp().named_parameters()]
+    assert len(names) == len(checkpoint.tensors["student_average"])
+    for index, name in enumerate(names):
+        averaged = checkpoint.tensors["student_average"][str(index)]
+        assert torch.equal(finished[name], averaged)
+        assert torch.equal(in_memory[name], averaged)
+    assert not all(torch.equal(finished[name], checkpoint.tensors["student"][name]) for name in names)
 
 
 def test_there_is_no_student_before_the_end(tmp_path: Path) -> None:

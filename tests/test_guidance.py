@@ -12,6 +12,7 @@ from mfd_fast.guidance import combine, complete_negative, guide
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.solvers import SOLVERS
+from mfd_fast.types import RowGroup
 
 LAWS = [Gaussian([1.3, -0.4], [0.6, 1.7]), Gaussian([-1.0, 0.0], [1.0, 0.5])]
 T, R = torch.tensor([0.9, 0.2, 0.5, 0.7]), torch.tensor([0.1, 0.8, 0.5, 0.6])
@@ -183,6 +184,22 @@ def test_roles_are_guided_in_one_forward(digits_teacher: VelocityNetwork) -> Non
     u = mean_velocity(roles.teacher, x, 1.0, 0.2, **arguments)
     assert rows == [6] * 4
     torch.testing.assert_close(u, mean_velocity(digits_teacher, x, 1.0, 0.2, **arguments), rtol=1e-6, atol=1e-6)
+
+
+def test_a_shared_backbone_is_given_both_groups() -> None:
+    class Shared:
+        backbone = object()
+
+        def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
+            raise AssertionError("groups of rows belong to the backbone")
+
+        def evaluate_groups(self, groups: list[RowGroup]) -> list[Tensor]:
+            assert all(group.field is self for group in groups)
+            return [_Field()(group.x, group.t, **group.condition) for group in groups]
+
+    kwargs: dict[str, Any] = {"condition": LABELS, "negative_condition": NEGATIVE, "guidance_scale": 2.0, "steps": 3}
+    expected = mean_velocity(_Field(), _points(), T, R, **kwargs)
+    torch.testing.assert_close(mean_velocity(Shared(), _points(), T, R, **kwargs), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 1, 2, 2)], ids=str)

@@ -56,7 +56,7 @@ def choose_device(name: str, argument: str) -> torch.device:
         raise ValueError(f"{argument} must be auto, cpu, cuda or cuda:N, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{argument} is {name!r}, but torch sees no CUDA device")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():  # pragma: no cover - gpu
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():  # pragma: no cover (gpu)
         raise ValueError(f"{argument} is {name!r}, but torch sees {torch.cuda.device_count()} CUDA device(s)")
     return device
 

@@ -364,7 +364,7 @@ def test_making_roles_draws_no_global_random_numbers() -> None:
 @pytest.mark.parametrize(
     ("targets", "layers"),
     [
-        (None, {"condition.time_in", "condition.out", "modulation", "enter", "leave", *BLOCKS}),
+        (None, {"condition.time_in", "condition.out", "modulation", "enter", "leave", "skip", *BLOCKS}),
         (["out"], {"condition.out"}),
         (["block_in.1", "enter"], {"block_in.1", "enter"}),
     ],

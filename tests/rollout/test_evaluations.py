@@ -102,22 +102,21 @@ def test_equal_times_cost_one_evaluation_and_give_the_velocity(name: str, watche
 
 
 @pytest.mark.parametrize("name", [*SOLVERS, "bosh3-adaptive"])
-def test_no_time_lies_outside_the_interval(name: str) -> None:
+def test_no_time_lies_outside_the_interval(name: str, watched: Any) -> None:
     """Sums of steps may pass the end by a rounding error, where a field need not be defined."""
-    seen: list[Tensor] = []
-
-    def field(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(t)
-        return -x + torch.sqrt(t)[:, None] + torch.sqrt(1 - t)[:, None]
-
-    start = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    for end in (0.0, 1.0):
-        for steps in range(1, 12):
-            count = None if name == "bosh3-adaptive" else steps
-            mean_velocity(field, torch.ones(50, 1), start, end, solver=name.removesuffix("-adaptive"), steps=count)
-    times = torch.cat(seen)
-    assert 0 <= float(times.min()) < 0.01
-    assert 0.99 < float(times.max()) <= 1
+    field, generator = watched(lambda x, t: torch.sqrt(t)[:, None] + torch.sqrt(1 - t)[:, None] - x), torch.Generator()
+    t, r = torch.rand(2, 400, generator=generator.manual_seed(0)).pow(3)  # of any rounding
+    t[:100], r[100:200], r[200:300] = 1.0, 0.0, 1.0
+    for steps in (1, 3, 5, 7):
+        count = None if name == "bosh3-adaptive" else steps
+        condition = {"row": torch.arange(400)}
+        mean_velocity(
+            field, torch.ones(400, 1), t, r, solver=name.removesuffix("-adaptive"), steps=count, condition=condition
+        )
+    times = torch.cat([time for _, time, _ in field.calls])
+    rows = torch.cat([row for _, _, row in field.calls])
+    assert bool((times >= torch.minimum(t, r)[rows]).all())
+    assert bool((times <= torch.maximum(t, r)[rows]).all())
 
 
 @pytest.mark.parametrize(

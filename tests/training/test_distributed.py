@@ -198,6 +198,18 @@ def test_what_was_not_measured_does_not_count_in_a_mean(fake_messages: list[Tens
     assert mean[2].isnan()
 
 
+def test_values_are_broadcast_whatever_their_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broadcast(values: Tensor, src: int) -> None:
+        assert src == 0
+        assert values.is_contiguous()
+        values.fill_(7.0)
+
+    monkeypatch.setattr(distributed.dist, "broadcast", broadcast)
+    base = torch.zeros(2, 3)
+    World(1, 2).broadcast([base[:, 1], base.t()[2]])
+    assert base.tolist() == [[0.0, 7.0, 7.0]] * 2
+
+
 @pytest.mark.parametrize("other", [0.0, 1.0])
 def test_a_flag_of_any_process_counts(fake_messages: list[Tensor], other: float) -> None:
     fake_messages += [torch.tensor([other]), torch.tensor([other])]

@@ -90,7 +90,10 @@ def test_on_a_terminal_there_is_a_bar(
     assert "loss=0.25" in captured.err
 
 
-def test_other_processes_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_processes_are_silent_on_a_terminal_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with make(tmp_path, enabled=False, tensorboard=tmp_path / "events") as monitor:
         monitor.log(1, {"loss": 1.0})
         monitor.advance(4, {"loss": 1.0})

@@ -14,6 +14,7 @@ from mfd_fast.models import build_model
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.student import Student
 from mfd_fast.training import teacher as module
+from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.context import Context, make_context
 from mfd_fast.training.distributed import World
 from mfd_fast.training.teacher import TeacherTraining, train_teacher
@@ -97,6 +98,11 @@ def test_the_finished_teacher_is_the_average_and_generates_the_data(tmp_path: Pa
     assert not read.training
     x, t, label = torch.randn(5, 2), torch.rand(5), torch.arange(5) % 4
     assert torch.equal(read(x, t, label), network(x, t, label))
+    checkpoint, _ = latest_checkpoint(run.teacher_checkpoints())
+    assert checkpoint is not None
+    averages = [checkpoint.tensors["teacher_average"][str(index)] for index in range(len(list(network.parameters())))]
+    assert all(torch.equal(weight, average) for weight, average in zip(network.parameters(), averages, strict=True))
+    assert not torch.equal(checkpoint.tensors["teacher"]["leave.weight"], read.state_dict()["leave.weight"])
     generated = Student(network, (2,), steps=20, label_counts=(1, 1, 1)).sample(500)
     noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     assert sliced_wasserstein(generated, data.x) < 0.25 * sliced_wasserstein(noise, data.x)
