@@ -23,7 +23,7 @@ help:
 	@echo "make test     run the tests, with coverage"
 	@echo "make lint     check style (ruff) and types (mypy on the installed package)"
 	@echo "make format   rewrite the sources in the house style"
-	@echo "make bench    run the benchmarks"
+	@echo "make bench    run the benchmarks; writes benchmarks/results/cpu.json"
 	@echo "make clean    remove what was built; keeps runs/ and $(VENV)"
 	@echo
 	@echo "Choices:  PYTHON=python3.12             the Python to make $(VENV) with"
@@ -58,7 +58,7 @@ format: $(STAMPS)/lint
 	@if command -v clang-format >/dev/null; then clang-format -i csrc/*.cpp csrc/*.hpp; fi
 
 bench: $(STAMPS)/test
-	@OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-enable --benchmark-only
+	@OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-enable --benchmark-only --benchmark-json benchmarks/results/cpu.json
 
 clean:
 	@rm -rf build dist *.egg-info mfd_fast/_core.*.so .coverage .coverage.* .hypothesis .benchmarks

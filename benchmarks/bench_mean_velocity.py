@@ -25,6 +25,9 @@ ROWS = 64
 Integrate = Callable[..., Tensor]
 VARIANTS: dict[str, Integrate] = {
     "mfd_fast": lambda field, x, t, r, h: mfd_fast.mean_velocity(field, x, t, r, step_size=h),
+    "mfd_fast, compiled": lambda field, x, t, r, h: mfd_fast.mean_velocity(
+        field, x, t, r, step_size=h, runner="compiled"
+    ),
     "lock-step": peers.lock_step,
     "torchdiffeq": peers.torchdiffeq_euler,
     "row-by-row": peers.row_by_row,

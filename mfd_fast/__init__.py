@@ -13,5 +13,7 @@ from mfd_fast.types import RolloutStats as RolloutStats
 from mfd_fast.types import SharedBackbone as SharedBackbone
 from mfd_fast.types import Status as Status
 from mfd_fast.types import VelocityField as VelocityField
+from mfd_fast.warmup import WarmupReport as WarmupReport
+from mfd_fast.warmup import warmup as warmup
 
 __version__ = "0.1.0"

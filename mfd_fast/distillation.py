@@ -13,8 +13,9 @@ from mfd_fast.data.dataset import Dataset
 from mfd_fast.fields import autocast
 from mfd_fast.models import MODELS, describe_model, null_condition
 from mfd_fast.models.base import VelocityNetwork
-from mfd_fast.models.lora import LoRARoles, shared_copy
+from mfd_fast.models.lora import LoRARoles
 from mfd_fast.run_folder import RunFolder, network_from_description, with_weights
+from mfd_fast.sharing import shared_copy
 from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
@@ -94,11 +95,7 @@ def distill(
     if not resume and folder.distill_checkpoints().exists():
         raise ValueError(f"{folder.path} already holds a distillation: pass resume=True, or choose another folder")
     task = data if isinstance(data, Task) else Task.from_dataset(data, teacher)
-    if settings.distill.guidance_scale != 1.0 and task.negative_condition is None:
-        raise ValueError(
-            f"distill.guidance_scale is {settings.distill.guidance_scale} but the teacher has no negative condition; "
-            f"set it to 1.0 or give the task a negative_condition"
-        )
+    check_fit(settings.distill, task, teacher)
     network = network_description(teacher, factory)
     if context.world.is_main and folder.has_network("teacher"):
         check_same_teacher(folder, teacher)
@@ -171,6 +168,19 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         device=torch.device(device),
         value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
     )
+
+
+def check_fit(settings: DistillSettings, task: Task, teacher: nn.Module) -> None:
+    """Raise ValueError if this teacher cannot be distilled with these settings."""
+    if settings.guidance_scale != 1.0 and task.negative_condition is None:
+        raise ValueError(
+            f"distill.guidance_scale is {settings.guidance_scale} but the teacher has no negative condition; "
+            f"set it to 1.0 or give the task a negative_condition"
+        )
+    low = {parameter.dtype for parameter in teacher.parameters()} & {torch.bfloat16, torch.float16}
+    if low and PRECISIONS[settings.precision] is None:
+        name = str(low.pop()).removeprefix("torch.")
+        raise ValueError(f"the teacher's weights are {name}: set distill.precision to {name}, got {settings.precision}")
 
 
 def check_same_teacher(folder: RunFolder, teacher: nn.Module) -> None:

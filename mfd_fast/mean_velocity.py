@@ -12,6 +12,7 @@ from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import Problem, RolloutOptions, execute
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
 from mfd_fast.rollout.result import Rollout
+from mfd_fast.rollout.runners import Choice, choose_runner
 from mfd_fast.solvers import get_solver
 from mfd_fast.types import Condition, RolloutStats, Status, VelocityField
 
@@ -63,7 +64,8 @@ def mean_velocity(
         negative_condition: what guidance pushes away from; names it lacks are taken from ``condition``.
         guidance_scale: 1.0 is off; a number or ``[B]``.
         field_dtype: dtype in which the field gets x (default: the dtype of x); its output is cast up.
-        runner: "auto" or "eager", the definition.
+        runner: "eager" is the definition; "compiled" runs a compiled copy of the field that shares its weights; "auto"
+            does so where `mfd_fast.warmup` has found it faster, and never compiles by itself.
         differentiable: back-propagate through the solver; otherwise the result is a constant.
         return_stats: also return a `RolloutStats`, and report rows that failed there instead of raising.
 
@@ -228,13 +230,16 @@ def _run(problem: Problem, options: RolloutOptions, return_stats: bool) -> tuple
     raise_deferred()
     if problem.x.shape[0] == 0:
         rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
-        return _finish(Rollout(nothing, nothing, rows, rows, rows), None, problem, options)
-    rollout = execute(problem, options)
+        return _finish(
+            Rollout(nothing, nothing, rows, rows, rows), None, Choice(problem, "eager", "the batch is empty")
+        )
+    choice = choose_runner(problem, options)
+    rollout = execute(choice.problem, options)
     bad = bad_rows(rollout)
     if problem.x.is_cuda and not return_stats:  # pragma: no cover (gpu)
         defer_check(bad)
         _raise_unless_successful(rollout, None)
-        return _finish(rollout, None, problem, options)
+        return _finish(rollout, None, choice)
     first_bad = None
     if bool(bad.any()):
         rollout = mark_bad_rows(rollout, bad)
@@ -242,7 +247,7 @@ def _run(problem: Problem, options: RolloutOptions, return_stats: bool) -> tuple
         first_bad = (row, locate(problem, options, row))
     if not return_stats:
         _raise_unless_successful(rollout, first_bad)
-    return _finish(rollout, first_bad, problem, options)
+    return _finish(rollout, first_bad, choice)
 
 
 def _raise_unless_successful(rollout: Rollout, first_bad: tuple[int, float] | None) -> None:
@@ -256,12 +261,10 @@ def _raise_unless_successful(rollout: Rollout, first_bad: tuple[int, float] | No
         raise RuntimeError(f"row {row} did not reach r: {Status(int(rollout.status[row])).message} ({hint})")
 
 
-def _finish(
-    rollout: Rollout, first_bad: tuple[int, float] | None, problem: Problem, options: RolloutOptions
-) -> tuple[Rollout, RolloutStats]:
-    reason = "asked for" if options.runner == "eager" else "auto: plain PyTorch runs on every device and every field"
-    evaluations = rollout.calls * problem.cost
-    return rollout, RolloutStats(evaluations, rollout.steps, rollout.status, "eager", reason, first_bad)
+def _finish(rollout: Rollout, first_bad: tuple[int, float] | None, choice: Choice) -> tuple[Rollout, RolloutStats]:
+    evaluations = rollout.calls * choice.problem.cost
+    stats = RolloutStats(evaluations, rollout.steps, rollout.status, choice.runner, choice.reason, first_bad)
+    return rollout, stats
 
 
 def _run_as_one_batch(

@@ -24,6 +24,11 @@ def make_generator(seed: int, purpose: str, index: int = 0) -> Generator:
     return torch.Generator().manual_seed(derive_seed(seed, purpose, index))
 
 
+def standard_normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Standard normal numbers, float32 on the CPU whatever torch's defaults are."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
 @dataclass(frozen=True)
 class Share:
     """The rows of a global batch that this process computes now."""
@@ -58,11 +63,12 @@ class RowDraws:
 
     def normal(self, sample_shape: tuple[int, ...]) -> Tensor:
         """Standard normal ``[rows, *sample_shape]``."""
-        return self._keep(torch.randn(self._share.total, *sample_shape, generator=self._generator))
+        return self._keep(standard_normal((self._share.total, *sample_shape), self._generator))
 
     def uniform(self) -> Tensor:
         """Uniform on [0, 1), ``[rows]``."""
-        return self._keep(torch.rand(self._share.total, generator=self._generator))
+        values = torch.rand(self._share.total, generator=self._generator, dtype=torch.float32, device="cpu")
+        return self._keep(values)
 
     def times(self, law: TimeLaw) -> Tensor:
         """Times of a law, ``[rows]``, on the CPU: what a rollout plans with stays where the plan is made."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mfd_fast.intervals import shift_times
 from mfd_fast.rows import check_rows, first_rows, map_tensors, select_rows
-from mfd_fast.streams import make_generator
+from mfd_fast.streams import make_generator, standard_normal
 from mfd_fast.types import Condition, VelocityField
 
 
@@ -95,7 +95,7 @@ class Student:
             raise ValueError(f"n and batch_size must be positive, got n={n}, batch_size={batch_size}")
         rows = self.draw_condition(n, seed) if condition is None else map_tensors(condition, Tensor.cpu)
         check_rows("condition", rows, n, torch.device("cpu"))
-        noise = torch.randn(n, *self.sample_shape, generator=make_generator(seed, "sample/noise"))
+        noise = standard_normal((n, *self.sample_shape), make_generator(seed, "sample/noise"))
         parts = []
         for first in range(0, n, batch_size):
             index = torch.arange(first, min(first + batch_size, n))

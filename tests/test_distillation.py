@@ -215,6 +215,17 @@ def test_guidance_needs_something_to_push_away_from(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("roles", ["full", "lora"])
+def test_a_teacher_of_low_precision(roles: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"weights are bfloat16: set distill\.precision to bfloat16, got float32"):
+        distill(labelled_mlp().to(torch.bfloat16), tiny(f"distill.roles={roles}"), LABELS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    settings = tiny(f"distill.roles={roles}", "distill.lora_rank=2", "distill.precision=bfloat16")
+    samples = distill(labelled_mlp().to(torch.bfloat16), settings, LABELS, tmp_path / "run").sample(4)
+    assert samples.dtype == torch.float32
+    torch.testing.assert_close(load_student(tmp_path / "run").sample(4), samples, rtol=0, atol=0.05)
+
+
 def test_no_updates_give_the_teacher_as_student(tmp_path: Path) -> None:
     distill(labelled_mlp(), tiny("distill.student_updates=0"), LABELS, tmp_path / "run")
     expected = Student(labelled_mlp(), (2,), label_counts=(2, 1, 1)).sample(4)

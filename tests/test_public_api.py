@@ -12,12 +12,14 @@ NAMES = [
     "Student",
     "Task",
     "VelocityField",
+    "WarmupReport",
     "distill",
     "integrate",
     "load_settings",
     "load_student",
     "mean_velocity",
     "mean_velocity_pair",
+    "warmup",
 ]
 INTEGRATION = [
     "step_size",

@@ -46,7 +46,20 @@ def read_settings(options: argparse.Namespace) -> Settings:
     """The settings that the options describe."""
     if options.settings is not None and not options.settings.is_file():
         raise FileNotFoundError(f"--settings: there is no file {options.settings}")
-    return load_settings(options.preset, options.settings, options.set)
+    settings = load_settings(options.preset, options.settings, options.set)
+    check_names(settings)
+    return settings
+
+
+def check_names(settings: Settings) -> None:
+    """Raise ValueError for a model, method or solver that does not exist, before hours go into what comes first."""
+    from mfd_fast.methods import make_method
+    from mfd_fast.models import model_class
+    from mfd_fast.models.options import check_options
+    from mfd_fast.training.distill import method_options
+
+    check_options(settings.model.name, model_class(settings.model.name), settings.model.options)
+    make_method(settings.distill.method, method_options(settings.distill))
 
 
 def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:
@@ -65,6 +78,8 @@ def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:
         delete_folder(path)
         return run
     started = run.distill_checkpoints().exists()
+    if not (started or run.teacher_checkpoints().exists() or run.has_network("teacher")):
+        return run
     # A teacher does not depend on how it will be distilled and measured.
     changed = [
         change

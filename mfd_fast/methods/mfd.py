@@ -17,7 +17,7 @@ from mfd_fast.mean_velocity import mean_velocity_pair
 from mfd_fast.methods.base import Actors, Loss, MethodOptions
 from mfd_fast.path import conditional_velocity, interpolate
 from mfd_fast.streams import RowDraws
-from mfd_fast.types import Condition, VelocityField
+from mfd_fast.types import Condition, Status, VelocityField
 
 NUM_TIME_BINS = 10
 
@@ -73,6 +73,7 @@ class MeanFlowDistillation:
             "velocity_gap": gap.square().mean().sqrt(),
             "velocity_gap_bins": rms_per_bin(gap, t, NUM_TIME_BINS),
             "evaluations": (stats.teacher.evaluations + stats.auxiliary.evaluations).double().mean(),
+            "unfinished": (stats.teacher.status != Status.SUCCESS).double().mean(),
             "sample_mean": data.detach().mean(),
             "sample_std": data.detach().std(),
         }

@@ -4,7 +4,6 @@ Adapter libraries switch one adapter on for the whole batch. Here teacher, auxil
 matrix product with the frozen weights, and each role adds its low-rank part to its own rows only.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from mfd_fast.models.options import nearest
 from mfd_fast.models.row_groups import joined_rows
+from mfd_fast.sharing import copied_module, shared_copy
 from mfd_fast.types import RowGroup
 
 
@@ -289,26 +289,6 @@ class LoRARoles:
     def _check_role(self, role: str) -> None:
         if role not in self.roles:
             raise ValueError(f"unknown role {role!r}{nearest(role, self.roles)}")
-
-
-def copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """``copy.deepcopy(module, memo)``; TypeError with the reason when it cannot be copied."""
-    try:
-        return copy.deepcopy(module, memo)
-    except Exception as error:  # deepcopy runs code of the user's classes and may raise anything
-        raise TypeError(
-            f"module ({type(module).__name__}) cannot be copied, which roles on one backbone need: {error}"
-        ) from error
-
-
-def shared_copy(module: nn.Module) -> nn.Module:
-    """A copy of the structure of ``module`` whose parameters (frozen) and buffers are the same memory."""
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
-    for name, parameter in module.named_parameters():
-        if nn.parameter.is_lazy(parameter):
-            raise TypeError(f"module has a parameter without a shape yet ({name}): run it once before")
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    return copied_module(module, memo)
 
 
 def target_linears(module: nn.Module, targets: Sequence[str] | None) -> dict[str, nn.Linear]:

@@ -19,7 +19,7 @@ from mfd_fast.solvers import Solver, TorchdiffeqSolver, get_solver
 from mfd_fast.step_control import AdaptiveSteps, FixedSteps
 from mfd_fast.types import Condition, VelocityField
 
-RUNNERS = ("auto", "eager")
+RUNNERS = ("auto", "eager", "compiled")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Problem(NamedTuple):
 
 
 def execute(problem: Problem, options: RolloutOptions) -> Rollout:
-    """Run the eager rollout of ``problem``; rows come back in the caller's order."""
+    """Run the rollout of ``problem``; rows come back in the caller's order."""
     x, t, r = problem.x, problem.times.t, problem.times.r
     solver = get_solver(options.solver)
     evaluate = RowEvaluator(problem.field, problem.condition, x.shape[0], problem.field_dtype)

@@ -95,6 +95,20 @@ def test_wrong_settings_are_refused(case: str, refused: Any, points: list[str]) 
     assert words in refused(command, "--run", "run", *points, *teacher, *options)
 
 
+@pytest.mark.parametrize(
+    "setting", ["model.name=mlpp", "model.options.widht=3", "distill.method=mdf", "distill.rollout.solver=eulr"]
+)
+def test_names_are_checked_before_anything_is_done(setting: str, refused: Any, points: list[str]) -> None:
+    assert "did you mean" in refused("demo", "--run", "run", *points, "--set", setting)
+    assert not Path("run").exists()
+
+
+def test_a_start_that_failed_is_not_in_the_way(cli: Any, refused: Any, points: list[str]) -> None:
+    assert "root: dataset 'mixture-2d' has no files" in refused("demo", "--run", "run", *points, "--set", "data.root=x")
+    assert Path("run/settings.toml").is_file()
+    assert cli("train-teacher", "--run", "run", *points).code == 0
+
+
 def test_distilling_needs_a_teacher(refused: Any, points: list[str]) -> None:
     assert "run has no teacher yet" in refused("distill", "--run", "run", *points)
     assert not Path("run").exists()

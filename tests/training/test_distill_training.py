@@ -97,7 +97,7 @@ def test_logs_say_whether_a_run_is_healthy(start: Start) -> None:
     training.run_update(0)
     auxiliary, student = training.run_update(1), training.run_update(2)
     assert auxiliary.logs == {}
-    assert student.logs.keys() == {"velocity_gap", "velocity_gap_bins", "evaluations", "sample_mean", "sample_std"}
+    assert {"velocity_gap", "velocity_gap_bins", "evaluations", "sample_mean", "sample_std"} <= student.logs.keys()
     assert student.logs["velocity_gap_bins"].shape == (10,)
     assert student.loss.item() == pytest.approx(student.logs["velocity_gap"].item() ** 2 / 2, rel=1e-5)
     # Euler with steps of at most a quarter: the guided teacher computes two rows where the auxiliary computes one.

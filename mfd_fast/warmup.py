@@ -1,0 +1,104 @@
+"""`warmup`: compile a field once, with its cost shown, and let ``runner="auto"`` use what is faster."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mfd_fast.mean_velocity import mean_velocity
+from mfd_fast.rollout.compiled import NotCompilable, compiled_field, network_of, remember
+from mfd_fast.rows import map_tensors
+from mfd_fast.types import Condition, VelocityField
+
+STEPS = 8
+REPEATS = 5
+
+
+class WarmupReport(NamedTuple):
+    """What a warm-up found."""
+
+    runner: str
+    """What ``runner="auto"`` uses for this field from now on."""
+    reason: str
+    """Why, in words."""
+    seconds: dict[str, float]
+    """Median seconds of a rollout of 8 Euler steps, by runner; empty if there was nothing to choose."""
+    compile_seconds: float
+    """What compiling took."""
+
+
+def warmup(
+    field: VelocityField,
+    x: Tensor,
+    *,
+    condition: Condition | None = None,
+    negative_condition: Condition | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    field_dtype: torch.dtype | None = None,
+) -> WarmupReport:
+    """Compile ``field`` for batches like ``x`` and any smaller ones, measure, and choose for ``runner="auto"``.
+
+    Takes seconds to minutes and is worth it before a training. The field's module is not changed; its weights may
+    change in any way afterwards. One batch size above 1 serves all others.
+
+    Args:
+        field: a module, or a wrapper of `mfd_fast.fields` around one.
+        x: ``[B, ...]``, a typical batch.
+        condition: as in `mfd_fast.mean_velocity`.
+        negative_condition: as in `mfd_fast.mean_velocity`.
+        guidance_scale: as in `mfd_fast.mean_velocity`.
+        field_dtype: as in `mfd_fast.mean_velocity`.
+
+    Raises:
+        TypeError, ValueError: as `mfd_fast.mean_velocity`.
+    """
+    module = network_of(field)
+    try:
+        compiled_field(field)
+    except NotCompilable as why:
+        return WarmupReport("eager", str(why), {}, 0.0)
+    assert module is not None
+    rows_of: dict[str, Any] = {"condition": condition, "negative_condition": negative_condition}
+
+    def run(runner: str, rows: int) -> float:
+        begin = time.perf_counter()
+        mean_velocity(
+            field,
+            x[:rows],
+            1.0,
+            0.0,
+            steps=STEPS,
+            guidance_scale=_cut(guidance_scale, rows),
+            field_dtype=field_dtype,
+            runner=runner,
+            **{name: _cut(value, rows) for name, value in rows_of.items()},
+        )
+        if x.is_cuda:  # pragma: no cover (gpu)
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    begin = time.perf_counter()
+    # A batch of one row is a graph of its own for the compiler; every other size shares one.
+    for rows in {1, max(1, x.shape[0] // 2), x.shape[0]}:
+        run("compiled", rows)
+    compile_seconds = time.perf_counter() - begin
+    seconds = {
+        runner: statistics.median(run(runner, x.shape[0]) for _ in range(REPEATS)) for runner in ("eager", "compiled")
+    }
+    gain = seconds["eager"] / seconds["compiled"]
+    words = f"the compiled copy is {gain:.2f} times as fast on {x.shape[0]} rows"
+    chosen = gain > 1.05
+    remember(module, words if chosen else None)
+    return WarmupReport("compiled" if chosen else "eager", words, seconds, compile_seconds)
+
+
+def _cut(value: Any, rows: int) -> Any:
+    """The first rows of a condition, a scale or nothing; what all rows share stays."""
+    if isinstance(value, Mapping):
+        return map_tensors(value, lambda tensor: _cut(tensor, rows))
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] != 1:
+        return value[:rows]
+    return value
