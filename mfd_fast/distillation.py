@@ -1,7 +1,7 @@
 """From a teacher to a student: `distill` runs the method into a run folder, `load_student` uses what it left there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mfd_fast.models import MODELS, describe_model, null_condition
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.run_folder import RunFolder, network_from_description, with_weights
+from mfd_fast.settings_io import lasting_settings
 from mfd_fast.sharing import shared_copy
 from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
@@ -119,7 +120,7 @@ def distill(
         seed=seed,
         max_skipped=settings.distill.max_skipped_updates,
         exactness=context.exactness(),
-        fingerprint={"distill": asdict(settings.distill), "seed": seed, "network": network},
+        fingerprint={"distill": lasting_settings(settings.distill), "seed": seed, "network": network},
         resume=resume,
     )
     run_training(training, options, context.world)

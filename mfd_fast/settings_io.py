@@ -14,6 +14,17 @@ from mfd_fast.config import PRESETS, Field, Section, SettingError, Settings, did
 
 OPTION_TABLES = ("model.options", "data.options")
 DEFAULT_PRESET = "demo"
+CHANGEABLE = (
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_skipped_updates",
+    "threads",
+    "device",
+    "tensorboard",
+)
+"""Last parts of the keys that may change between a stop and a resume: they say how a run is executed and watched."""
 
 S = TypeVar("S", bound=Section)
 
@@ -81,6 +92,11 @@ def settings_diff(a: Settings, b: Settings) -> list[tuple[str, Any, Any]]:
     """``(key, value in a, value in b)`` of every setting that differs."""
     other = dict(_flatten(b))
     return [(key, value, other[key]) for key, value in _flatten(a) if value != other[key]]
+
+
+def lasting_settings(section: Section) -> dict[str, Any]:
+    """Dotted key to value of what may not change when a run is resumed."""
+    return {key: value for key, value in _flatten(section) if key.rpartition(".")[2] not in CHANGEABLE}
 
 
 def describe_settings() -> list[SettingLine]:

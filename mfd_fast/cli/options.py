@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mfd_fast.config import PRESETS, Settings
 from mfd_fast.run_folder import RunFolder
-from mfd_fast.settings_io import load_settings, settings_diff
+from mfd_fast.settings_io import CHANGEABLE, load_settings, settings_diff
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -80,11 +80,12 @@ def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:
     started = run.distill_checkpoints().exists()
     if not (started or run.teacher_checkpoints().exists() or run.has_network("teacher")):
         return run
-    # A teacher does not depend on how it will be distilled and measured.
+    # A teacher does not depend on how it will be distilled, and neither on how they will be measured.
+    free = ("evaluate.",) if started else ("evaluate.", "distill.")
     changed = [
-        change
-        for change in settings_diff(run.read_settings(), settings)
-        if started or not change[0].startswith(("distill.", "evaluate."))
+        (key, before, now)
+        for key, before, now in settings_diff(run.read_settings(), settings)
+        if not key.startswith(free) and key.rpartition(".")[2] not in CHANGEABLE
     ]
     if changed:
         shown = "; ".join(f"{key} was {before!r}, is {now!r}" for key, before, now in changed[:5])

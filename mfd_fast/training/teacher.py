@@ -14,6 +14,7 @@ from mfd_fast.methods.mfd import flow_matching_loss
 from mfd_fast.models import describe_model
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder, build_from_settings
+from mfd_fast.settings_io import lasting_settings
 from mfd_fast.streams import EpochOrder, RowDraws, derive_seed, make_generator
 from mfd_fast.training.checkpoint import Checkpoint
 from mfd_fast.training.context import Context
@@ -136,7 +137,7 @@ def train_teacher(
         fingerprint={
             "model": asdict(settings.model),
             "data": {"name": settings.data.name, "options": settings.data.options},
-            "teacher": asdict(settings.teacher),
+            "teacher": lasting_settings(settings.teacher),
             "seed": settings.run.seed,
         },
         resume=resume,
