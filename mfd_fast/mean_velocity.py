@@ -59,7 +59,8 @@ def mean_velocity(
         solver: euler, midpoint, heun, ab2, rk4; bosh3 (adaptive); torchdiffeq:<method>.
         rtol: relative tolerance of adaptive solvers (default 1e-2).
         atol: absolute tolerance of adaptive solvers (default 1e-2).
-        max_evaluations: ends a row that has used up so many evaluations (a guided one counts as 2).
+        max_evaluations: ends a row that has used up so many evaluations (a guided one counts as 2); the default lets
+            fixed steps finish and ends an adaptive row with an unreachable tolerance.
         condition: keyword arguments of the field; tensors have leading dimension B, or 1 to be shared by all rows.
         negative_condition: what guidance pushes away from; names it lacks are taken from ``condition``.
         guidance_scale: 1.0 is off; a number or ``[B]``.

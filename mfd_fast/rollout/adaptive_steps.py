@@ -56,7 +56,7 @@ def integrate_adaptive(
     r: Tensor,
     solver: Solver,
     control: AdaptiveSteps,
-    max_evaluations: int | None,
+    max_evaluations: int,
 ) -> Rollout:
     """Integrate each row to its tolerance.
 
@@ -67,7 +67,7 @@ def integrate_adaptive(
         r: ``[B]``, end of each row, in the dtype of x.
         solver: a solver with an error estimate.
         control: tolerances and limits of the step size.
-        max_evaluations: budget of field evaluations a row, None for no limit.
+        max_evaluations: budget of field evaluations a row.
     """
     live = _Live(x, t, r, evaluate(x, t), control)
     finished: list[Rollout] = []
@@ -75,8 +75,7 @@ def integrate_adaptive(
     calls, per_step = 1, solver.evaluations(2) - solver.evaluations(1)
     while True:
         status = live.state.status.cpu()
-        exhausted = max_evaluations is not None and calls + per_step > max_evaluations
-        if exhausted:
+        if calls + per_step > max_evaluations:
             status = status.masked_fill(status == Status.RUNNING, int(Status.MAX_EVALUATIONS))
         running = status == Status.RUNNING
         if not bool(running.all()):

@@ -20,6 +20,8 @@ from mfd_fast.step_control import AdaptiveSteps, FixedSteps
 from mfd_fast.types import Condition, VelocityField
 
 RUNNERS = ("auto", "eager", "compiled")
+GENEROUS_EVALUATIONS = 10_000
+"""Evaluations of an adaptive row if the caller sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,25 @@ def execute(problem: Problem, options: RolloutOptions) -> Rollout:
         if isinstance(solver, TorchdiffeqSolver):
             return _with_library(evaluate, problem, solver, options)
         if solver.error_order is not None and options.steps is None:
-            _check_adaptive(problem.times, options)
+            _check_adaptive(problem.times)
+            budget = budget or _generous_budget(problem.times, solver, options)
             return integrate_adaptive(evaluate, x, t, r, solver, options.adaptive_steps(), budget)
         return integrate_fixed(evaluate, x, t, r, _plan(problem.times, solver, options, budget), solver)
 
 
-def _check_adaptive(times: Times, options: RolloutOptions) -> None:
-    """An absurdly small largest step is an error; so is a derivative by times that are chosen from values."""
-    if options.step_size is not None:
-        FixedSteps(options.step_size).count(times.host_t, times.host_r)
+def _generous_budget(times: Times, solver: Solver, options: RolloutOptions) -> int:
+    """Evaluations that no reachable tolerance needs, so that an unreachable one ends.
+
+    An absurdly small largest step is an error, as for fixed steps.
+    """
+    if options.step_size is None:
+        return GENEROUS_EVALUATIONS
+    longest = int(FixedSteps(options.step_size).count(times.host_t, times.host_r).max())
+    return max(GENEROUS_EVALUATIONS, 3 * solver.evaluations(longest))
+
+
+def _check_adaptive(times: Times) -> None:
+    """A derivative by times is an error where the steps are chosen from values."""
     for name, time in (("t", times.t), ("r", times.r)):
         tangent = forward_ad.unpack_dual(time).tangent
         if tangent is not None or (torch.is_grad_enabled() and time.requires_grad):
