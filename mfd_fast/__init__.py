@@ -7,6 +7,8 @@ from mfd_fast.mean_velocity import PairStats as PairStats
 from mfd_fast.mean_velocity import integrate as integrate
 from mfd_fast.mean_velocity import mean_velocity as mean_velocity
 from mfd_fast.mean_velocity import mean_velocity_pair as mean_velocity_pair
+from mfd_fast.recommend import Recommendation as Recommendation
+from mfd_fast.recommend import recommend as recommend
 from mfd_fast.settings_io import load_settings as load_settings
 from mfd_fast.student import Student as Student
 from mfd_fast.types import RolloutStats as RolloutStats

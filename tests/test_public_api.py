@@ -6,6 +6,7 @@ import mfd_fast
 
 NAMES = [
     "PairStats",
+    "Recommendation",
     "RolloutStats",
     "SharedBackbone",
     "Status",
@@ -19,6 +20,7 @@ NAMES = [
     "load_student",
     "mean_velocity",
     "mean_velocity_pair",
+    "recommend",
     "warmup",
 ]
 INTEGRATION = [

@@ -19,6 +19,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     info.add_argument("--presets", action="store_true", help="every preset with what it changes")
     info.set_defaults(run_command=run_info)
 
+    recommend = commands.add_parser("recommend", help="the solver and step size that suit a run's teacher, by trial")
+    recommend.add_argument("folder", metavar="RUN", type=Path, help="run folder with a finished teacher")
+    recommend.add_argument("--rows", type=int, default=64, help="rows to try on (default 64)")
+    limit = recommend.add_mutually_exclusive_group()
+    limit.add_argument("--max-error", type=float, help="cheapest with at most this relative error")
+    limit.add_argument("--max-evaluations", type=float, help="most accurate with at most so many evaluations a row")
+    recommend.set_defaults(run_command=run_recommend)
+
     doctor = commands.add_parser("doctor", help="what is active on this machine and why not; checks a field of yours")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     doctor.add_argument("--device", default="cpu", help="where the numeric self-test runs (default cpu)")
@@ -82,6 +90,49 @@ def _print_run(run: RunFolder) -> None:
         print(f"checkpoints of {title}: {', '.join(names) or 'none'}")
     if (run.path / "metrics.json").is_file():
         print(json.dumps(read_json(run.path / "metrics.json"), indent=2))
+
+
+def run_recommend(options: argparse.Namespace) -> int:
+    """Try solvers on the run's teacher, with its guidance and its law of intervals."""
+    from mfd_fast.data import load_dataset
+    from mfd_fast.distillation import Task
+    from mfd_fast.intervals import sample_pairs
+    from mfd_fast.path import interpolate
+    from mfd_fast.recommend import recommend
+    from mfd_fast.streams import make_generator, standard_normal
+    from mfd_fast.training.teacher import law_from
+
+    if options.rows < 1:
+        raise ValueError(f"--rows must be at least 1, got {options.rows}")
+    run = RunFolder(options.folder)
+    settings = run.read_settings()
+    teacher = run.read_teacher()
+    dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
+    task = Task.from_dataset(dataset, teacher)
+    generator = make_generator(settings.run.seed, "recommend")
+    index = torch.randint(len(dataset.x), (options.rows,), generator=generator)
+    t, r = sample_pairs(law_from(settings.distill.times), options.rows, generator=generator)
+    found = recommend(
+        teacher,
+        interpolate(dataset.x[index], standard_normal((options.rows, *task.sample_shape), generator), t),
+        t,
+        r,
+        max_error=options.max_error,
+        max_evaluations=options.max_evaluations,
+        condition={name: rows[index] for name, rows in task.conditions.items()},
+        negative_condition=task.negative_condition,
+        guidance_scale=settings.distill.guidance_scale,
+    )
+    print(found.table())
+    print(f"error of the reference: {found.reference_error:.0e}")
+    if found.best is None:
+        print("nothing that was tried stays within the limit")
+        return 1
+    keys = [f"distill.rollout.solver={found.best.solver}"]
+    keys += [f"distill.rollout.{name}={value:g}" for name, value in found.best.options.items()]
+    keys += ["distill.rollout.step_size=none"] if "rtol" in found.best.options else []
+    print("to use it: " + " ".join(f"--set {key}" for key in keys))
+    return 0
 
 
 def run_doctor(options: argparse.Namespace) -> int:

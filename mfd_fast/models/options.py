@@ -49,4 +49,6 @@ def fits(value: Any, annotation: Any) -> bool:
 
 def spelled(annotation: Any) -> str:
     """An annotation as people write it."""
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("collections.abc.", "")
+    # In Python 3.10 a type with arguments, such as Sequence[int], passes for a type too.
+    plain = isinstance(annotation, type) and not typing.get_args(annotation)
+    return annotation.__name__ if plain else str(annotation).replace("collections.abc.", "")

@@ -160,3 +160,21 @@ def test_report_of_a_run_that_is_not_finished(cli: Any, refused: Any, run: Path,
     assert (run / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert "is not a run folder" in refused("report", tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_recommend_tries_solvers_on_the_teacher(cli: Any, finished: Path) -> None:
+    result = cli("recommend", finished, "--rows", "16")
+    assert result.code == 0
+    marked = [line for line in result.out.splitlines() if line.startswith("->")]
+    assert len(marked) == 1
+    assert f"to use it: --set distill.rollout.solver={marked[0].split()[1]} --set distill.rollout." in result.out
+
+
+def test_recommend_within_limits(cli: Any, refused: Any, finished: Path) -> None:
+    result = cli("recommend", finished, "--rows", "8", "--max-error", "1e-12")
+    assert result.code == 1
+    assert "nothing that was tried stays within the limit" in result.out
+    result = cli("recommend", finished, "--rows", "8", "--max-evaluations", "4")
+    (marked,) = [line for line in result.out.splitlines() if line.startswith("->")]
+    assert float(marked.split()[-2]) <= 4
+    assert "--rows must be at least 1, got 0" in refused("recommend", finished, "--rows", "0")
