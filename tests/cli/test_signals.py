@@ -1,6 +1,8 @@
 """Real signals to a real process."""
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -28,6 +30,26 @@ def whole(finished_points: Path, points: list[str], tmp_path_factory: pytest.Tem
     return run
 
 
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "mfd_fast", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until_it_trains(process: "subprocess.Popen[str]", log: Path) -> None:
+    """Return after a line of the log has been written by ``process``."""
+    size = log.stat().st_size if log.is_file() else 0
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.stat().st_size > size):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_the_resumed_run_has_the_same_bits(
@@ -35,19 +57,9 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_bits(
 ) -> None:
     run = tmp_path / "run"
     arguments = ["distill", "--run", str(run), "--teacher-run", str(finished_points), *points, *MORE]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mfd_fast", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(arguments)
     try:
-        deadline = time.monotonic() + 120
-        while not ((run / "log.jsonl").is_file() and (run / "log.jsonl").stat().st_size > 0):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until_it_trains(process, run / "log.jsonl")
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     finally:
@@ -61,3 +73,30 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_bits(
     assert result.code == 0
     assert "distillation: resumed after " in result.out
     assert (run / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_kills_at_random_moments_lose_nothing(
+    whole: Path, finished_points: Path, cli: Any, points: list[str], tmp_path: Path
+) -> None:
+    """With a checkpoint after every student update, many of the kills hit a save."""
+    run, draw = tmp_path / "run", random.Random(0)
+    often = ["--set", "distill.checkpoint_every=1", "--set", "distill.log_every=1"]
+    arguments = ["distill", "--run", str(run), "--teacher-run", str(finished_points), *points, *MORE, *often]
+    for _ in range(5):
+        process = start([*arguments, "--resume"])
+        try:
+            wait_until_it_trains(process, run / "log.jsonl")
+            time.sleep(draw.uniform(0.0, 0.25))
+        finally:
+            process.kill()
+            process.communicate()
+        assert not (run / "student.json").exists(), "the run was over before it could be killed"
+    result = cli(*arguments, "--resume")
+    assert result.code == 0
+    assert "distillation: resumed after " in result.out
+    assert (run / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+    updates = [json.loads(line)["update"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert updates == sorted(set(updates))
+    assert not [path for path in (run / "checkpoints" / "distill").iterdir() if path.name.startswith(".")]
