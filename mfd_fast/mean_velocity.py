@@ -1,6 +1,5 @@
 """Mean velocities and end states of velocity fields, with an interval of its own for every row of a batch."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from mfd_fast.guidance import guide
 from mfd_fast.pairing import PairedField, paired
 from mfd_fast.rollout import checks
-from mfd_fast.rollout.execute import Problem, RolloutOptions, execute
+from mfd_fast.rollout.execute import Problem, RolloutOptions, execute, pair_options
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.rollout.runners import Choice, choose_runner
@@ -163,25 +162,18 @@ def mean_velocity_pair(
 
     Source: arXiv 2606.11155, the mean velocities of its student objective.
     """
-    second_solver = solver if auxiliary_solver is None else auxiliary_solver
-    options = RolloutOptions(
-        step_size,
-        steps,
-        solver,
-        _tolerance(rtol, solver, second_solver),
-        _tolerance(atol, solver, second_solver),
-        max_evaluations,
-        field_dtype,
-        runner,
-        differentiable,
-    )
-    other = replace(
-        options,
-        step_size=auxiliary_step_size if auxiliary_step_size is not None else step_size,
-        steps=None if auxiliary_step_size is not None else steps,
-        solver=second_solver,
-        rtol=_tolerance(rtol, second_solver, solver),
-        atol=_tolerance(atol, second_solver, solver),
+    options, other = pair_options(
+        step_size=step_size,
+        steps=steps,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        max_evaluations=max_evaluations,
+        field_dtype=field_dtype,
+        runner=runner,
+        differentiable=differentiable,
+        auxiliary_solver=auxiliary_solver,
+        auxiliary_step_size=auxiliary_step_size,
     )
     first = _problem(teacher, x, t, r, options, condition, negative_condition, guidance_scale)
     second = _problem(auxiliary, x, t, r, other, condition, None, 1.0)
@@ -193,12 +185,6 @@ def mean_velocity_pair(
     auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats)
     velocities = (teacher_rollout.mean_velocity, auxiliary_rollout.mean_velocity)
     return (*velocities, PairStats(teacher_stats, auxiliary_stats)) if return_stats else velocities
-
-
-def _tolerance(value: float | None, solver: str, other: str) -> float | None:
-    """A tolerance for ``solver``, unless only the ``other`` one of the pair can take it."""
-    adaptive, other_adaptive = (get_solver(name).error_order is not None for name in (solver, other))
-    return value if adaptive or not other_adaptive else None
 
 
 def _problem(

@@ -1,12 +1,12 @@
 """What a training objective is: a loss for the auxiliary and a loss for the student, from the same three roles."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from mfd_fast.intervals import LogitNormal, TimeLaw
-from mfd_fast.rollout.execute import RolloutOptions
 from mfd_fast.streams import RowDraws
 from mfd_fast.student import Student
 from mfd_fast.types import Condition, VelocityField
@@ -35,12 +35,8 @@ class MethodOptions:
     """Share of intervals with r == t."""
     auxiliary_law: TimeLaw = field(default_factory=LogitNormal)
     """Law of the time in an auxiliary update."""
-    rollout: RolloutOptions = field(default_factory=RolloutOptions)
-    """Solver and step size of the teacher."""
-    auxiliary_solver: str | None = None
-    """Solver of the auxiliary, None for the teacher's."""
-    auxiliary_step_size: float | None = None
-    """Step size of the auxiliary, None for the teacher's."""
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+    """How mean velocities are integrated: keyword arguments of `mfd_fast.mean_velocity_pair`."""
 
 
 class Loss(NamedTuple):

@@ -47,26 +47,17 @@ class MeanFlowDistillation:
         t, r = draws.pairs(self.options.pair_law, self.options.equal_share)
         data = actors.student.generate(noise, condition, with_gradient=True)
         x_t = interpolate(data, path_noise, t.to(data.device))
-        options = self.options.rollout
         u_teacher, u_auxiliary, stats = mean_velocity_pair(
             actors.teacher,
             actors.auxiliary,
             x_t.detach(),
             t,
             r,
-            step_size=options.step_size,
-            steps=options.steps,
-            solver=options.solver,
-            rtol=options.rtol,
-            atol=options.atol,
-            max_evaluations=options.max_evaluations,
-            runner=options.runner,
             condition=condition,
             negative_condition=negative_condition,
             guidance_scale=self.options.guidance_scale,
-            auxiliary_solver=self.options.auxiliary_solver,
-            auxiliary_step_size=self.options.auxiliary_step_size,
             return_stats=True,
+            **self.options.rollout,
         )
         gap = u_teacher - u_auxiliary
         logs = {

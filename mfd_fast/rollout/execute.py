@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,6 +78,37 @@ class RolloutOptions:
         control = AdaptiveSteps(max_step=self.step_size)
         given = {name: value for name, value in (("rtol", self.rtol), ("atol", self.atol)) if value is not None}
         return replace(control, **given)
+
+
+def pair_options(
+    *,
+    solver: str = "euler",
+    step_size: float | None = None,
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    auxiliary_solver: str | None = None,
+    auxiliary_step_size: float | None = None,
+    **others: Any,
+) -> tuple[RolloutOptions, RolloutOptions]:
+    """Options of teacher and auxiliary from those of `mfd_fast.mean_velocity_pair`.
+
+    The auxiliary takes what it has nothing of its own for from the teacher. Tolerances go to the adaptive ones of the
+    two solvers; they are refused where neither is.
+    """
+    other = solver if auxiliary_solver is None else auxiliary_solver
+    adaptive = {name: get_solver(name).error_order is not None for name in (solver, other)}
+
+    def options(name: str, size: float | None, count: int | None) -> RolloutOptions:
+        takes = adaptive[name] or not any(adaptive.values())
+        tolerances = (rtol, atol) if takes else (None, None)
+        return RolloutOptions(size, count, name, *tolerances, **others)
+
+    own_size = auxiliary_step_size is not None
+    return (
+        options(solver, step_size, steps),
+        options(other, auxiliary_step_size if own_size else step_size, None if own_size else steps),
+    )
 
 
 class Problem(NamedTuple):

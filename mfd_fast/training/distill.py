@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from mfd_fast.config import DistillSettings
 from mfd_fast.fields import autocast
 from mfd_fast.methods import MethodOptions, make_method
 from mfd_fast.methods.base import Actors
-from mfd_fast.rollout.execute import RolloutOptions
+from mfd_fast.rollout.execute import pair_options
 from mfd_fast.streams import RowDraws, make_generator
 from mfd_fast.student import Student
 from mfd_fast.training.checkpoint import Checkpoint
@@ -165,22 +166,17 @@ class DistillTraining:
 
 
 def method_options(settings: DistillSettings) -> MethodOptions:
-    """What the method needs, from the settings."""
-    rollout = settings.rollout
+    """What the method needs, from the settings.
+
+    Raises:
+        ValueError: the settings of the rollout do not fit each other.
+    """
+    rollout = asdict(settings.rollout)
+    pair_options(**rollout)
     return MethodOptions(
         guidance_scale=settings.guidance_scale,
         pair_law=law_from(settings.times),
         equal_share=settings.times.equal_share,
         auxiliary_law=law_from(settings.auxiliary_times),
-        rollout=RolloutOptions(
-            step_size=rollout.step_size,
-            steps=rollout.steps,
-            solver=rollout.solver,
-            rtol=rollout.rtol,
-            atol=rollout.atol,
-            max_evaluations=rollout.max_evaluations,
-            runner=rollout.runner,
-        ),
-        auxiliary_solver=rollout.auxiliary_solver,
-        auxiliary_step_size=rollout.auxiliary_step_size,
+        rollout=rollout,
     )

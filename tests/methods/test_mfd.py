@@ -16,7 +16,6 @@ from mfd_fast.methods.mfd import MeanFlowDistillation, flow_matching_loss, rms_p
 from mfd_fast.models import build_model
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.path import conditional_velocity, interpolate
-from mfd_fast.rollout.execute import RolloutOptions
 from mfd_fast.streams import RowDraws, Share, make_generator
 from mfd_fast.student import Student
 from mfd_fast.training.roles import FullRoles
@@ -48,7 +47,7 @@ class Affine(nn.Module):
 
 def student_loss(affine: Affine, draws: RowDraws, **rollout: Any) -> Tensor:
     """The loss of a student update with an exact auxiliary."""
-    method = MeanFlowDistillation(MethodOptions(rollout=RolloutOptions(**(rollout or {"solver": "rk4", "steps": 16}))))
+    method = MeanFlowDistillation(MethodOptions(rollout=rollout or {"solver": "rk4", "steps": 16}))
     actors = Actors(Gaussian(MEAN, STD), affine.law(), Student(affine, (1,)))
     return method.student_loss(actors, draws, {}, None).value
 
@@ -213,7 +212,7 @@ def test_only_the_updated_role_gets_a_gradient(kind: str, role: str) -> None:
     teacher = random_teacher((2,)).requires_grad_(True)
     roles: Any = FullRoles(teacher) if kind == "full" else LoRARoles(teacher, rank=2, alpha=2.0)
     actors = Actors(roles.teacher, roles.auxiliary, Student(roles.student, (2,)))
-    method = MeanFlowDistillation(MethodOptions(rollout=RolloutOptions(step_size=0.5)))
+    method = MeanFlowDistillation(MethodOptions(rollout={"step_size": 0.5}))
     draws = RowDraws(make_generator(0, "test"), Share(8, 0, 8), CPU)
     if role == "student":
         loss = method.student_loss(actors, draws, {}, None)
@@ -251,7 +250,7 @@ def test_auxiliary_is_not_guided_and_the_teacher_is() -> None:
         lambda x, t, label: field("auxiliary", x, label),
         Student(lambda x, t, label: x, (2,)),
     )
-    method = MeanFlowDistillation(MethodOptions(guidance_scale=2.0, rollout=RolloutOptions(steps=1)))
+    method = MeanFlowDistillation(MethodOptions(guidance_scale=2.0, rollout={"steps": 1}))
     draws = RowDraws(make_generator(0, "test"), Share(3, 0, 3), CPU)
     negative = {"label": torch.tensor([9])}
     loss = method.student_loss(actors, draws, {"label": torch.tensor([0, 1, 2])}, negative)
@@ -271,7 +270,7 @@ def test_loss_of_a_batch_is_the_mean_of_its_rows(role: str, sample_shape: tuple[
     roles = FullRoles(teacher)
     nn.init.normal_(next(iter(roles.auxiliary.parameters())), std=0.5)
     actors = Actors(roles.teacher, roles.auxiliary, Student(roles.student, sample_shape))
-    method = MeanFlowDistillation(MethodOptions(rollout=RolloutOptions(step_size=0.2), guidance_scale=1.5))
+    method = MeanFlowDistillation(MethodOptions(rollout={"step_size": 0.2}, guidance_scale=1.5))
     label = torch.arange(batch) % 5
 
     def loss(first: int, rows: int) -> tuple[float, Tensor]:
