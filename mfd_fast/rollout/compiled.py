@@ -100,6 +100,15 @@ def remembered(field: VelocityField) -> str | None:
     return None if module is None else _WARM.get(module)
 
 
+def measured_choices(runner: str, device: torch.device) -> dict[str, object]:
+    """What a runner decides by measuring, and what two runs must therefore agree in to give the same bits."""
+    if runner != "compiled" or device.type != "cpu":
+        return {}
+    from mfd_fast.ops.linear import why_not_onednn
+
+    return {"float32 matrix products": "torch" if why_not_onednn() else "oneDNN"}
+
+
 def _use_onednn(module: nn.Module) -> bool:
     """Replace the Linears of a copy where oneDNN is faster here; whether it was done."""
     from mfd_fast.ops.linear import OneDNNLinear, why_not_onednn

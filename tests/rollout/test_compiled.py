@@ -245,3 +245,14 @@ def test_onednn_is_used_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> N
         copied = CompiledCopy(make_network())
         assert copied.uses_onednn is (reason is None)
     assert not CompiledCopy(make_network(torch.float64)).uses_onednn
+
+
+def test_measured_choices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mfd_fast.rollout.compiled import measured_choices
+
+    cpu = torch.device("cpu")
+    for reason, name in ((None, "oneDNN"), ("slower", "torch")):
+        monkeypatch.setattr(linear, "why_not_onednn", lambda reason=reason: reason)
+        assert measured_choices("compiled", cpu) == {"float32 matrix products": name}
+    assert measured_choices("eager", cpu) == {}
+    assert measured_choices("compiled", torch.device("cuda")) == {}
