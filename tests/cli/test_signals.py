@@ -88,7 +88,7 @@ def test_kills_at_random_moments_lose_nothing(
         process = start([*arguments, "--resume"])
         try:
             wait_until_it_trains(process, run / "log.jsonl")
-            time.sleep(draw.uniform(0.0, 0.25))
+            time.sleep(draw.uniform(0.0, 0.15))
         finally:
             process.kill()
             process.communicate()
