@@ -15,7 +15,10 @@ from mfd_fast.training.teacher import train_teacher
 
 
 def run_demo(settings: Settings, folder: Path, *, resume: bool, phases: Phases) -> dict[str, Any]:
-    """Run all phases into ``folder``; returns the metrics. With ``resume`` finished phases are not repeated."""
+    """Run all phases into ``folder``; returns the metrics.
+
+    With ``resume`` finished phases are neither repeated nor timed: their seconds stay those of the run that did them.
+    """
     run = RunFolder(folder)
     context = make_context(settings.run)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -23,13 +26,13 @@ def run_demo(settings: Settings, folder: Path, *, resume: bool, phases: Phases) 
     with phases.phase("data"):
         dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
         classifier = train_digits_classifier(dataset) if dataset.name == "digits" else None
-    with phases.phase("teacher"):
-        if resume and run.has_network("teacher"):
-            teacher = run.read_teacher()
-        else:
+    if resume and run.has_network("teacher"):
+        teacher = run.read_teacher()
+    else:
+        with phases.phase("teacher"):
             teacher = train_teacher(settings, dataset, run, context, resume=resume)
-    with phases.phase("distill"):
-        if not (resume and run.has_network("student")):
+    if not (resume and run.has_network("student")):
+        with phases.phase("distill"):
             distill(teacher, settings, dataset, run.path, resume=resume, context=context)
     if not context.world.is_main:
         return {}
