@@ -30,6 +30,7 @@ VARIANTS: dict[str, Integrate] = {
     ),
     "lock-step": peers.lock_step,
     "torchdiffeq": peers.torchdiffeq_euler,
+    "torchode": peers.torchode_euler,
     "row-by-row": peers.row_by_row,
 }
 
@@ -51,6 +52,8 @@ def problem(name: str) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor, Tensor]
 @pytest.mark.parametrize("network", ["mlp", "dit"])
 def bench_mean_velocity(benchmark: BenchmarkFixture, network: str, variant: str) -> None:
     """Euler 0.02, float32, one thread."""
+    if variant == "torchode":
+        pytest.importorskip("torchode", reason="torchode is not installed: pip install 'mfd_fast[peers]'")
     torch.set_num_threads(1)
     field, x, t, r, fine = problem(network)
     benchmark.group = f"mean velocity, {network}, {ROWS} rows"
