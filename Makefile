@@ -57,13 +57,13 @@ format: $(STAMPS)/lint
 	@$(BIN)/ruff format --quiet .
 	@if command -v clang-format >/dev/null; then clang-format -i csrc/*.cpp csrc/*.hpp; fi
 
-bench: $(STAMPS)/test
+bench: $(STAMPS)/bench
 	@OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-enable --benchmark-only --benchmark-json benchmarks/results/cpu.json
 
 clean:
 	@rm -rf build dist *.egg-info mfd_fast/_core.*.so .coverage .coverage.* .hypothesis .benchmarks
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache $(VENV)/installed
-	@rm -f $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint
+	@rm -f $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench
 	@find mfd_fast kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is touched last: a set-up that failed or was interrupted starts again.
@@ -118,6 +118,11 @@ $(STAMPS)/demo $(STAMPS)/test: $(STAMPS)/torch $(BUILD_FILES)
 	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[$(@F)]'
 	@$(BIN)/python -W ignore -c 'from mfd_fast.native import why_no_core as why; \
 		print("compiled core:", "not built; to see why: pip install --verbose ." if why() else "built")'
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/test
+	@echo "installing the libraries to compare with"
+	@$(INSTALL) --constraint $(CONSTRAINTS) --editable '.[peers]'
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/test
