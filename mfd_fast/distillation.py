@@ -90,7 +90,7 @@ def distill(
         mfd_fast.training.interrupts.Interrupted: a signal came; the state is saved and ``resume=True`` continues.
         FloatingPointError: gradients stayed non-finite.
 
-    Source: arXiv 2606.11155, algorithm 1.
+    Source: arXiv 2606.11155.
     """
     context = context or make_context(settings.run)
     folder = RunFolder(Path(run))

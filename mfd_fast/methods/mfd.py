@@ -2,7 +2,7 @@
 
 Student update: with x_t = (1 - t) G(z) + t e and both fields integrated from x_t to r::
 
-    gradient = E[ <u_teacher - u_auxiliary, d x_t / d theta> ]            (Jacobian of u omitted, section 4)
+    gradient = E[ <u_teacher - u_auxiliary, d x_t / d theta> ]            (the Jacobian of u omitted)
     loss     = 1/2 mean( (x_t - stop(x_t - (u_teacher - u_auxiliary)))^2 )
 
 which has that gradient and the value 1/2 mean |u_teacher - u_auxiliary|^2. Descent raises the student's sample towards
@@ -29,7 +29,7 @@ class MeanFlowDistillation:
         self.options = options
 
     def auxiliary_loss(self, actors: Actors, draws: RowDraws, condition: Condition) -> Loss:
-        """Flow matching of the auxiliary on fresh student samples (section 4, the auxiliary's objective)."""
+        """Flow matching of the auxiliary on fresh student samples."""
         noise = draws.normal(actors.student.sample_shape)
         path_noise = draws.normal(actors.student.sample_shape)
         t = draws.times(self.options.auxiliary_law)
