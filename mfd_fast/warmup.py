@@ -27,7 +27,7 @@ class WarmupReport(NamedTuple):
     seconds: dict[str, float]
     """Median seconds of a rollout of 8 Euler steps, by runner; empty if there was nothing to choose."""
     compile_seconds: float
-    """What compiling took."""
+    """What compiling took, 0 if it was not possible."""
 
 
 def warmup(
@@ -55,6 +55,9 @@ def warmup(
     Raises:
         TypeError, ValueError: as `mfd_fast.mean_velocity`.
     """
+    # Imported here because it takes longer than the rest of the package together.
+    from torch._dynamo.exc import TorchDynamoException
+
     module = network_of(field)
     try:
         compiled_field(field)
@@ -82,8 +85,12 @@ def warmup(
 
     begin = time.perf_counter()
     # A batch of one row is a graph of its own for the compiler; every other size shares one.
-    for rows in {1, max(1, x.shape[0] // 2), x.shape[0]}:
-        run("compiled", rows)
+    try:
+        for rows in {1, max(1, x.shape[0] // 2), x.shape[0]}:
+            run("compiled", rows)
+    except TorchDynamoException as error:
+        remember(module, None)
+        return WarmupReport("eager", f"torch.compile failed: {str(error).splitlines()[0]}", {}, 0.0)
     compile_seconds = time.perf_counter() - begin
     seconds = {
         runner: statistics.median(run(runner, x.shape[0]) for _ in range(REPEATS)) for runner in ("eager", "compiled")

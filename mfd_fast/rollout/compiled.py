@@ -7,7 +7,7 @@ matrix products (`mfd_fast.ops.linear`).
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -113,12 +113,20 @@ def _use_onednn(module: nn.Module) -> bool:
     """Replace the Linears of a copy where oneDNN is faster here; whether it was done."""
     from mfd_fast.ops.linear import OneDNNLinear, why_not_onednn
 
-    linears = [part for part in module.modules() if type(part) is nn.Linear]
-    plain = all(part.weight.device.type == "cpu" and part.weight.dtype == torch.float32 for part in linears)
-    if not linears or not plain or why_not_onednn() is not None:
+    linears = [part for part in module.modules() if _is_plain_linear(part)]
+    fits = all(part.weight.device.type == "cpu" and part.weight.dtype == torch.float32 for part in linears)
+    if not linears or not fits or why_not_onednn() is not None:
         return False
+    # One replacement for each Linear, so that a layer used in two places stays one layer.
+    replacements = {id(linear): OneDNNLinear(linear) for linear in linears}
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, OneDNNLinear(child))
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
     return True
+
+
+def _is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether nothing but the product happens in this layer: no subclass, no hook, no forward of its own."""
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is nn.Linear and not changed

@@ -30,7 +30,10 @@ def choose_runner(problem: Problem, options: RolloutOptions) -> Choice:
             return Choice(problem, "eager", "auto: mfd_fast.warmup has not found anything faster for this field")
         if options.with_gradient:
             return Choice(problem, "eager", "auto: compiled copies have no gradient")
-        return Choice(problem._replace(field=compiled_field(problem.field)), "compiled", f"auto: {words}")
+        try:
+            return Choice(problem._replace(field=compiled_field(problem.field)), "compiled", f"auto: {words}")
+        except NotCompilable as why:  # the module was warmed up, but not inside this wrapper
+            return Choice(problem, "eager", f"auto: {why}")
     if options.with_gradient:
         raise ValueError("runner='compiled' has no gradient; take runner='eager' with differentiable=True")
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 import mfd_fast
@@ -256,3 +257,50 @@ def test_measured_choices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         assert measured_choices("compiled", cpu) == {"float32 matrix products": name}
     assert measured_choices("eager", cpu) == {}
     assert measured_choices("compiled", torch.device("cuda")) == {}
+
+
+def test_auto_runs_eager_where_a_warm_module_is_wrapped_in_what_cannot_be_compiled(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mfd_fast.rollout import compiled
+
+    monkeypatch.setitem(compiled._WARM, network, "it was faster")
+    x, t, r, condition = problem()
+    options = {"condition": condition, "return_stats": True}
+    assert mfd_fast.mean_velocity(network, x, t, r, **options)[1].runner == "compiled"
+    _, stats = mfd_fast.mean_velocity(fields.autocast(network, torch.bfloat16), x, t, r, **options)
+    assert stats.runner == "eager"
+    assert stats.reason.startswith("auto: the field computes under autocast")
+
+
+class Shared(nn.Module):
+    """One layer in two places, and one with a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.Linear(6, 6)
+        self.hooked = nn.Linear(6, 6)
+        self.hooked.register_forward_hook(lambda module, arguments, output: 2 * output)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return self.hooked(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def test_shared_and_hooked_layers_keep_their_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "why_not_onednn", lambda: None)
+    field = Shared()
+    assert_equal(field, step_size=0.2)
+    data_copy(field)
+    assert_equal(field, step_size=0.2)
+
+
+def test_warmup_survives_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise TorchDynamoException("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", lambda module, **options: fail)
+    network = make_network()
+    x, t, r, condition = problem()
+    report = mfd_fast.warmup(network, x, condition=condition)
+    assert report == ("eager", "torch.compile failed: no C++ compiler", {}, 0.0)
+    assert mfd_fast.mean_velocity(network, x, t, r, condition=condition, return_stats=True)[1].runner == "eager"
