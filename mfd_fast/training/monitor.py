@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from mfd_fast.storage import write_text
+
 Value = int | float | str | Sequence[float | None] | None
 
 
@@ -93,7 +95,7 @@ def cut_log(log: Path, update: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    log.write_text("".join(kept), encoding="utf-8")
+    write_text(log, "".join(kept))
 
 
 def _plain(value: Value) -> Any:

@@ -122,3 +122,20 @@ def test_tensorboard_is_left_out_where_it_is_not_installed(tmp_path: Path, monke
     with make(tmp_path, tensorboard=tmp_path / "events") as monitor:
         monitor.log(1, {"loss": 1.0})
     assert not (tmp_path / "events").exists()
+
+
+def test_a_cut_that_fails_leaves_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mfd_fast.training.monitor import cut_log
+
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"update": 1}\n{"update": 2}\n')
+    before = log.read_text()
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mfd_fast.storage.sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        cut_log(log, 1)
+    assert log.read_text() == before
+    assert list(tmp_path.iterdir()) == [log]
