@@ -17,9 +17,8 @@ class MLP(VelocityNetwork):
         velocity = C norm(h) + skip(t, label) * x
 
     The skip lets a one-step student cancel its noise (its sample is z - velocity(z, 1)), which features behind a norm
-    only approximate: on the digits it leaves a sixth less noise in constant pixels. One matrix makes the scales and
-    shifts of all blocks, so a block is seven small operations. Modulating after A, not before it, and a second matrix
-    B fit the flow of 8x8 digits better at equal cost.
+    only approximate. One matrix makes the scales and shifts of all blocks, so a block is seven small operations.
+    Modulating after A, not before it, and a second matrix B fit the flow of 8x8 digits better at about equal cost.
 
     Args:
         sample_shape: shape of one sample; flattened inside.
