@@ -18,6 +18,7 @@ from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_json, write_file, write_json
 from mfd_fast.student import Student
+from mfd_fast.training.context import choose_device
 
 Samples = Mapping[str, tuple[Tensor, Tensor | None]]
 
@@ -33,7 +34,8 @@ def evaluate_run(
     """Sample teacher and student with the same noise and labels, measure them, write ``metrics.json`` and the samples.
 
     The teacher is sampled without guidance by Euler steps; the student with its own steps. Fréchet distances are to all
-    real samples, training and held-out, for as many samples as there are real ones.
+    real samples, training and held-out, for as many samples as there are real ones. Samples are drawn on the device of
+    ``settings.run``; ValueError if it is not there.
     """
     phases = phases or Phases()
     with phases.phase("sample"):
@@ -53,12 +55,15 @@ def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[s
 
     Beside them ``data.npz`` keeps as many training samples, for the report.
     """
-    teacher = run.read_teacher()
+    device = choose_device(settings.run.device, "run.device")
+    teacher = run.read_teacher().to(device)
     task = Task.from_dataset(dataset, teacher)
     n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
-    teacher_sampler = Student(teacher, task.sample_shape, label_counts=task.label_counts, value_range=task.value_range)
+    teacher_sampler = Student(
+        teacher, task.sample_shape, label_counts=task.label_counts, device=device, value_range=task.value_range
+    )
     makers = {f"teacher-{steps}": replace(teacher_sampler, steps=steps) for steps in settings.evaluate.teacher_steps}
-    student = load_student(run.path)
+    student = load_student(run.path, device=str(device))
     makers[f"student-{student.steps}"] = student
     condition = teacher_sampler.draw_condition(n, settings.run.seed)
     samples = {}

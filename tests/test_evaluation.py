@@ -171,3 +171,25 @@ def test_phases_add_up_wall_and_cpu_time_and_survive_errors() -> None:
         fail()
     assert 0 < phases.seconds["work"] < 60
     assert phases.cpu_seconds["work"] > 0
+
+
+def test_samples_are_drawn_on_the_device_of_the_run(
+    run: RunFolder, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.device | str] = []
+    sample = Student.sample
+
+    def watched(student: Student, *arguments: Any, **options: Any) -> torch.Tensor:
+        drawn.append(student.device)
+        return sample(student, *arguments, **options)
+
+    monkeypatch.setattr(Student, "sample", watched)
+    monkeypatch.setattr("mfd_fast.evaluation.choose_device", lambda name, argument: torch.device("cpu", 0))
+    evaluate_run(run, settings(), dataset)
+    assert [str(device) for device in drawn] == ["cpu:0"] * 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+def test_a_device_that_is_not_there(run: RunFolder, dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"run.device is 'cuda', but torch sees no CUDA device"):
+        evaluate_run(run, settings("run.device=cuda"), dataset)
