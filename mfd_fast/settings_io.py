@@ -10,7 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from mfd_fast.config import PRESETS, Field, Section, SettingError, Settings, did_you_mean
+from mfd_fast.config import Field, Section, SettingError, Settings, did_you_mean
+from mfd_fast.presets import PRESETS
 
 OPTION_TABLES = ("model.options", "data.options")
 DEFAULT_PRESET = "demo"

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import mfd_fast.config
 from mfd_fast.config import (
-    PRESETS,
     DataSettings,
     DistillSettings,
     Field,
@@ -27,6 +26,7 @@ from mfd_fast.config import (
 )
 from mfd_fast.data import DATASETS
 from mfd_fast.models import build_model
+from mfd_fast.presets import PRESETS
 from mfd_fast.settings_io import describe_settings, from_toml, load_settings, settings_diff, to_toml
 from mfd_fast.solvers import SOLVERS
 

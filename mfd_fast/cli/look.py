@@ -52,7 +52,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run_info(options: argparse.Namespace) -> int:
     """Print versions, names and, where asked, settings, presets or the state of a run."""
-    from mfd_fast.config import PRESETS
+    from mfd_fast.presets import PRESETS
     from mfd_fast.settings_io import describe_settings
 
     if options.settings:
@@ -69,10 +69,10 @@ def run_info(options: argparse.Namespace) -> int:
 
 
 def _print_names() -> None:
-    from mfd_fast.config import PRESETS
     from mfd_fast.data import DATASETS
     from mfd_fast.methods import METHODS
     from mfd_fast.models import MODELS
+    from mfd_fast.presets import PRESETS
     from mfd_fast.run_folder import versions
     from mfd_fast.solvers import SOLVERS
 

@@ -5,7 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from mfd_fast.config import PRESETS, Settings
+from mfd_fast.config import Settings
+from mfd_fast.presets import PRESETS
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import CHANGEABLE, load_settings, settings_diff
 

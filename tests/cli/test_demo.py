@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mfd_fast.config import PRESETS
+from mfd_fast.presets import PRESETS
 from mfd_fast.run_folder import RunFolder
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mfd_fast.closed_forms import Gaussian
-from mfd_fast.config import PRESETS
+from mfd_fast.presets import PRESETS
 from mfd_fast.settings_io import describe_settings
 
 
