@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 import triton
-from mfd_fast.kernels import step_control as kernels
 from triton.backends.compiler import GPUTarget
+
+from mfd_fast.kernels import step_control as kernels
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CAPABILITIES = (80, 86, 89, 90, 100, 120)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from mfd_fast.kernels.step_control import launch_step_control
 from torch import Tensor
+
+from mfd_fast.kernels.step_control import launch_step_control
 
 MARGIN = 64
 ARGUMENTS = ("t", "step", "previous_error", "status", "r", "x", "candidate", "error")
