@@ -35,6 +35,16 @@ class SharedBackbone(Protocol):
     def evaluate_groups(self, groups: "list[RowGroup]") -> list[Tensor]: ...
 
 
+@runtime_checkable
+class OnNetwork(Protocol):
+    """A field that is no module and calls one, in whose place it can be given a copy (a compiled one)."""
+
+    @property
+    def network(self) -> Any: ...
+
+    def with_network(self, network: Any, /) -> VelocityField: ...
+
+
 class RowGroup(NamedTuple):
     """Contiguous rows of one batch that belong to one field of a shared backbone."""
 

@@ -5,7 +5,7 @@ matrix product with the frozen weights, and each role adds its low-rank part to 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,33 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mfd_fast.models.options import nearest
-from mfd_fast.models.row_groups import joined_rows
+from mfd_fast.models.row_groups import GroupedNetwork, RowSpans, joined_rows, merged_groups
 from mfd_fast.sharing import copied_module, shared_copy
 from mfd_fast.types import RowGroup
-
-
-class RowSpans:
-    """Which contiguous rows of the batch belong to which role; shared by all adapted layers of a backbone."""
-
-    def __init__(self) -> None:
-        self.spans: tuple[tuple[str | None, int, int], ...] = ()
-        """Role (None = teacher), first row, and the row after the last; neighbours differ in role."""
-
-    def assign(self, groups: Sequence[tuple[str | None, int]]) -> None:
-        """Set the spans of groups of (role, rows) that follow each other."""
-        spans: list[tuple[str | None, int, int]] = []
-        start = 0
-        for role, rows in groups:
-            if spans and spans[-1][0] == role:
-                spans[-1] = (role, spans[-1][1], start + rows)
-            elif rows > 0:
-                spans.append((role, start, start + rows))
-            start += rows
-        self.spans = tuple(spans)
-
-    def clear(self) -> None:
-        """No row belongs to a role."""
-        self.spans = ()
 
 
 class LowRank(nn.Module):
@@ -108,8 +84,10 @@ class RoleField:
     Has the ``time_range``, ``sample_shape`` and ``num_classes`` of the user's module where that has them.
     """
 
-    def __init__(self, backbone: "LoRARoles", role: str | None) -> None:
+    def __init__(self, backbone: "LoRARoles", role: str | None, network: Callable[..., Tensor] | None = None) -> None:
         self._backbone = backbone
+        self.network: Callable[..., Tensor] = backbone.grouped if network is None else network
+        """What computes the rows, a `mfd_fast.models.row_groups.GroupedNetwork` or a copy of one."""
         self.role = role
         """Name of the role, None for the teacher."""
         for name in ("time_range", "sample_shape", "num_classes"):
@@ -132,7 +110,11 @@ class RoleField:
 
     def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
         """The velocity of this role at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
-        return self._backbone.run([(self.role, len(x))], x, t, condition)
+        return self.network(x, t, condition, (self.role,))
+
+    def with_network(self, network: Callable[..., Tensor]) -> "RoleField":
+        """The same role computed by ``network``, a copy of the present one (`mfd_fast.types.OnNetwork`)."""
+        return RoleField(self._backbone, self.role, network)
 
     def evaluate_groups(self, groups: list[RowGroup]) -> list[Tensor]:
         """Velocities of groups of rows, each for its own field of this backbone, from one forward.
@@ -148,7 +130,7 @@ class RoleField:
             return [group.field(group.x, group.t, **group.condition) for group in groups]
         x, t, condition = joined
         rows = [len(group.x) for group in groups]
-        velocity = self._backbone.run(list(zip(roles, rows, strict=True)), x, t, condition)
+        velocity = self.network(x, t, condition, *merged_groups(list(zip(roles, rows, strict=True))))
         return list(torch.split(velocity, rows))
 
 
@@ -200,6 +182,7 @@ class LoRARoles:
             adapters = {role: LowRank(linear, rank, alpha / rank, generator) for role in self.roles}
             self.layers[name] = LoRALinear(linear, adapters, self.rows)
         replace_modules(self.network, {id(layer.base): layer for layer in self.layers.values()})
+        self.grouped = GroupedNetwork(self.network, self.rows)
 
     @property
     def teacher(self) -> RoleField:
@@ -220,17 +203,6 @@ class LoRARoles:
         """The field of a role; ValueError when there is no such role."""
         self._check_role(role)
         return RoleField(self, role)
-
-    def run(
-        self, groups: Sequence[tuple[str | None, int]], x: Tensor, t: Tensor, condition: Mapping[str, Any]
-    ) -> Tensor:
-        """One forward of the backbone over consecutive groups of (role, rows)."""
-        self.rows.assign(groups)
-        try:
-            velocity: Tensor = self.network(x, t, **condition)
-        finally:
-            self.rows.clear()
-        return velocity
 
     def role_of(self, group: RowGroup) -> str | None:
         """The role of a group's field; ValueError when that field has another backbone."""

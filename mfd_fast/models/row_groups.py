@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfd_fast.types import Condition, RowGroup
 
@@ -56,3 +56,76 @@ def _joined_tensors(name: str, tensors: Sequence[Tensor], rows: Sequence[int]) -
         if tensor.shape[1:] != first.shape[1:] or tensor.dtype != first.dtype or tensor.device != first.device:
             raise Unmergeable
     return torch.cat([tensor.expand(count, *tensor.shape[1:]) for tensor, count in zip(tensors, rows, strict=True)])
+
+
+class RowSpans:
+    """Which contiguous rows of the batch belong to which role; shared by all adapted layers of a backbone."""
+
+    def __init__(self) -> None:
+        self.spans: tuple[tuple[str | None, int, int], ...] = ()
+        """Role (None = teacher), first row, and the row after the last; neighbours differ in role."""
+
+    def assign(self, groups: Sequence[tuple[str | None, int]]) -> None:
+        """Set the spans of groups of (role, rows) that follow each other."""
+        spans: list[tuple[str | None, int, int]] = []
+        start = 0
+        for role, rows in groups:
+            spans.append((role, start, start + rows))
+            start = start + rows
+        self.spans = tuple(spans)
+
+    def clear(self) -> None:
+        """No row belongs to a role."""
+        self.spans = ()
+
+
+def merged_groups(
+    groups: Sequence[tuple[str | None, int]],
+) -> tuple[tuple[str | None, ...], tuple[int, ...]]:
+    """The roles of consecutive groups of (role, rows), neighbours of one role as one, and the rows of all but the first."""
+    roles: list[str | None] = []
+    rows: list[int] = []
+    for role, count in groups:
+        if roles and roles[-1] == role:
+            rows[-1] += count
+        elif count:
+            roles.append(role)
+            rows.append(count)
+    return tuple(roles) or (groups[0][0],), tuple(rows[1:])
+
+
+class GroupedNetwork(nn.Module):
+    """A network whose adapted layers are told which rows of the batch belong to which role.
+
+    The rows of the first group are what the others leave of the batch. So a compiled copy sees the size of the batch
+    and of the later groups as numbers that may change, and one graph serves any split of any batch.
+    """
+
+    def __init__(self, network: nn.Module, rows: RowSpans) -> None:
+        super().__init__()
+        self.network = network
+        self._rows = rows
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Mapping[str, Any],
+        roles: tuple[str | None, ...],
+        rows: tuple[int, ...] = (),
+    ) -> Tensor:
+        """The velocity of all rows.
+
+        Args:
+            x: ``[N, ...]``.
+            t: ``[N]``.
+            condition: rows of all groups.
+            roles: role of each group, from `merged_groups`.
+            rows: rows of each group but the first.
+        """
+        self._rows.assign(list(zip(roles, (x.shape[0] - sum(rows), *rows), strict=True)))
+        try:
+            velocity: Tensor = self.network(x, t, **condition)
+        finally:
+            self._rows.clear()
+        return velocity

@@ -45,6 +45,7 @@ class OneDNNLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``[..., in]`` to ``[..., out]``."""
         fits = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        fits = fits and not torch.is_autocast_enabled("cpu")  # which casts for torch's own products only
         result: Tensor = (onednn_linear if fits else linear_reference)(x, self.weight, self.bias)
         return result
 

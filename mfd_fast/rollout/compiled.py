@@ -7,15 +7,18 @@ matrix products (`mfd_fast.ops.linear`).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from mfd_fast.fields import Autocast
 from mfd_fast.sharing import shared_copy
-from mfd_fast.types import VelocityField
+from mfd_fast.types import OnNetwork, VelocityField
+
+INNER = ("field", "teacher", "auxiliary")
+"""Members of wrappers that are fields themselves."""
 
 
 class NotCompilable(Exception):
@@ -28,8 +31,8 @@ class CompiledCopy:
     def __init__(self, module: nn.Module) -> None:
         # Holds the weights of the module but not the module, whose life decides how long the copy is kept.
         self._copy = shared_copy(module)
-        self.uses_onednn = _use_onednn(self._copy)
-        self._compiled: Any = torch.compile(self._copy, dynamic=True)
+        self.uses_onednn = use_onednn(self._copy)
+        self._compiled: Any = torch.compile(own_code(self._copy), dynamic=True)
 
     def refresh(self, module: nn.Module) -> None:
         """Link the weights that ``module`` has now and follow its training flags."""
@@ -43,9 +46,9 @@ class CompiledCopy:
                 if ours._buffers.get(name) is not buffer:
                     ours._buffers[name] = buffer
 
-    def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
-        """The velocity ``[B, ...]``; a constant."""
-        velocity: Tensor = self._compiled(x, t, **condition)
+    def __call__(self, *arguments: Any, **named: Any) -> Tensor:
+        """What the module would return; a constant."""
+        velocity: Tensor = self._compiled(*arguments, **named)
         return velocity
 
 
@@ -55,35 +58,77 @@ _WARM: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 
 
 def compiled_field(field: VelocityField) -> VelocityField:
-    """``field`` with its network replaced by the compiled copy.
+    """``field`` with its network, or that of each of its parts, replaced by the compiled copy.
 
     Raises:
         NotCompilable: the field is no module and no wrapper of one, or its module cannot be copied.
     """
+    return with_copies(field, _compiled_copy)
+
+
+def with_copies(field: VelocityField, copy: Callable[[nn.Module], Any]) -> VelocityField:
+    """``field`` with every network in it replaced by ``copy(network)``.
+
+    Raises:
+        NotCompilable: the field is no module and no wrapper of one.
+    """
     if isinstance(field, nn.Module):
-        copy = _COPIES.get(field)
-        if copy is None:
-            try:
-                copy = _COPIES[field] = CompiledCopy(field)
-            except TypeError as error:
-                raise NotCompilable(str(error)) from error
-        copy.refresh(field)
-        return copy
-    if isinstance(field, Autocast):
-        raise NotCompilable("the field computes under autocast; give it a network in low precision and field_dtype=")
-    if dataclasses.is_dataclass(field) and not isinstance(field, type) and hasattr(field, "field"):
-        return dataclasses.replace(field, field=compiled_field(field.field))
-    raise NotCompilable(f"the field is a {type(field).__name__}, not an nn.Module or a wrapper of one")
+        copied: VelocityField = copy(field)
+        return copied
+    if isinstance(field, OnNetwork):
+        return field.with_network(copy(field.network))
+    inner = _inner_fields(field)
+    if not inner:
+        raise NotCompilable(f"the field is a {type(field).__name__}, not an nn.Module or a wrapper of one")
+    parts: Any = {name: with_copies(part, copy) for name, part in inner.items()}
+    return dataclasses.replace(field, **parts)  # type: ignore[type-var]
+
+
+def _compiled_copy(module: nn.Module) -> CompiledCopy:
+    copy = _COPIES.get(module)
+    if copy is None:
+        try:
+            copy = _COPIES[module] = CompiledCopy(module)
+        except TypeError as error:
+            raise NotCompilable(str(error)) from error
+    copy.refresh(module)
+    return copy
+
+
+def _inner_fields(field: Any) -> dict[str, VelocityField]:
+    """The fields that a wrapper holds; nothing for what is no wrapper."""
+    if not dataclasses.is_dataclass(field) or isinstance(field, type):
+        return {}
+    return {name: getattr(field, name) for name in INNER if hasattr(field, name)}
 
 
 def network_of(field: VelocityField) -> nn.Module | None:
-    """The module inside a field and its wrappers, or None."""
+    """The module inside a field and its wrappers (the teacher's of a pair), or None."""
     inner: Any = field
     while not isinstance(inner, nn.Module):
-        if not hasattr(inner, "field"):
-            return None
-        inner = inner.field
+        if isinstance(inner, OnNetwork):
+            inner = inner.network
+        else:
+            parts = _inner_fields(inner)
+            if not parts:
+                return None
+            inner = next(iter(parts.values()))
     return inner
+
+
+def own_code(module: nn.Module) -> Callable[..., Tensor]:
+    """A function that calls ``module`` and whose code is no other function's.
+
+    The compiler keeps its graphs with the code of a function and gives up (silently) after eight. Modules of one class
+    share the code of their ``forward``, so without this a ninth network of a process would run eager.
+    """
+
+    def call(*arguments: Any, **named: Any) -> Tensor:
+        result: Tensor = module(*arguments, **named)
+        return result
+
+    call.__code__ = call.__code__.replace()
+    return call
 
 
 def remember(module: nn.Module, words: str | None) -> None:
@@ -109,7 +154,7 @@ def measured_choices(runner: str, device: torch.device) -> dict[str, object]:
     return {"float32 matrix products": "torch" if why_not_onednn() else "oneDNN"}
 
 
-def _use_onednn(module: nn.Module) -> bool:
+def use_onednn(module: nn.Module) -> bool:
     """Replace the Linears of a copy where oneDNN is faster here; whether it was done."""
     from mfd_fast.ops.linear import OneDNNLinear, why_not_onednn
 
