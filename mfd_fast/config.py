@@ -245,6 +245,10 @@ class DistillSettings(Section):
     cycle_student: Annotated[int, "student updates in a cycle", COUNT] = 1
     batch_size: Annotated[int, "samples per update, over all processes and backward passes", COUNT] = 256
     accumulation: Annotated[int, "backward passes per update", COUNT] = 1
+    sample_rows: Annotated[int, "student samples generated at once, for several auxiliary updates", COUNT] = 1024
+    compile: Annotated[
+        str, "compile the updates (auto: where it saves more time than it takes)", one_of("auto", "off", "on")
+    ] = "auto"
     student_steps: Annotated[int, "steps of the student from noise to a sample", COUNT] = 1
     student_shift: Annotated[float, "time shift of the student's steps (1: equal steps)", POSITIVE] = 1.0
     grad_steps: Annotated[int | None, "last student steps that get a gradient (none: all)", COUNT] = None

@@ -14,7 +14,6 @@ from mfd_fast.fields import autocast
 from mfd_fast.models import MODELS, describe_model, null_condition
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.lora import LoRARoles
-from mfd_fast.rollout.compiled import measured_choices
 from mfd_fast.run_folder import RunFolder, network_from_description, with_weights
 from mfd_fast.settings_io import lasting_settings
 from mfd_fast.sharing import shared_copy
@@ -120,7 +119,7 @@ def distill(
         keep=settings.distill.keep_checkpoints,
         seed=seed,
         max_skipped=settings.distill.max_skipped_updates,
-        exactness=context.exactness() | measured_choices(settings.distill.rollout.runner, context.device),
+        exactness=context.exactness() | training.exactness(),
         fingerprint={"distill": lasting_settings(settings.distill), "seed": seed, "network": network},
         resume=resume,
     )

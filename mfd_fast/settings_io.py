@@ -21,6 +21,8 @@ CHANGEABLE = (
     "checkpoint_every",
     "keep_checkpoints",
     "max_skipped_updates",
+    "sample_rows",
+    "compile",
     "threads",
     "device",
     "tensorboard",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mfd_fast.mean_velocity import mean_velocity
+from mfd_fast.mean_velocity import mean_velocity, mean_velocity_pair
 from mfd_fast.rollout.compiled import NotCompilable, compiled_field, network_of, remember
 from mfd_fast.rows import map_tensors
 from mfd_fast.types import Condition, VelocityField
@@ -34,6 +34,7 @@ def warmup(
     field: VelocityField,
     x: Tensor,
     *,
+    auxiliary: VelocityField | None = None,
     condition: Condition | None = None,
     negative_condition: Condition | None = None,
     guidance_scale: float | Tensor = 1.0,
@@ -47,6 +48,7 @@ def warmup(
     Args:
         field: a module, or a wrapper of `mfd_fast.fields` around one.
         x: ``[B, ...]``, a typical batch.
+        auxiliary: with it the pair is compiled and measured, as `mfd_fast.mean_velocity_pair` runs it.
         condition: as in `mfd_fast.mean_velocity`.
         negative_condition: as in `mfd_fast.mean_velocity`.
         guidance_scale: as in `mfd_fast.mean_velocity`.
@@ -58,18 +60,19 @@ def warmup(
     # Imported here because it takes longer than the rest of the package together.
     from torch._dynamo.exc import TorchDynamoException
 
-    module = network_of(field)
+    both = [field] if auxiliary is None else [field, auxiliary]
     try:
-        compiled_field(field)
+        for part in both:
+            compiled_field(part)
     except NotCompilable as why:
         return WarmupReport("eager", str(why), {}, 0.0)
-    assert module is not None
     rows_of: dict[str, Any] = {"condition": condition, "negative_condition": negative_condition}
+    integrate: Any = mean_velocity if auxiliary is None else mean_velocity_pair
 
     def run(runner: str, rows: int) -> float:
         begin = time.perf_counter()
-        mean_velocity(
-            field,
+        integrate(
+            *both,
             x[:rows],
             1.0,
             0.0,
@@ -89,7 +92,7 @@ def warmup(
         for rows in {1, max(1, x.shape[0] // 2), x.shape[0]}:
             run("compiled", rows)
     except TorchDynamoException as error:
-        remember(module, None)
+        _remember(both, None)
         return WarmupReport("eager", f"torch.compile failed: {str(error).splitlines()[0]}", {}, 0.0)
     compile_seconds = time.perf_counter() - begin
     seconds = {
@@ -98,8 +101,15 @@ def warmup(
     gain = seconds["eager"] / seconds["compiled"]
     words = f"the compiled copy is {gain:.2f} times as fast on {x.shape[0]} rows"
     chosen = gain > 1.05
-    remember(module, words if chosen else None)
+    _remember(both, words if chosen else None)
     return WarmupReport("compiled" if chosen else "eager", words, seconds, compile_seconds)
+
+
+def _remember(fields: list[VelocityField], words: str | None) -> None:
+    for field in fields:
+        module = network_of(field)
+        assert module is not None, "a field that was compiled has a network"
+        remember(module, words)
 
 
 def _cut(value: Any, rows: int) -> Any:

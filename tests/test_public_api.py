@@ -37,6 +37,7 @@ INTEGRATION = [
     "runner",
     "differentiable",
     "return_stats",
+    "check_finite",
 ]
 
 
@@ -69,6 +70,7 @@ def test_arguments_of_the_integrations() -> None:
             "runner": "auto",
             "differentiable": False,
             "return_stats": False,
+            "check_finite": True,
         }
 
 

@@ -53,8 +53,8 @@ class Method(Protocol):
 
     def __init__(self, options: MethodOptions) -> None: ...
 
-    def auxiliary_loss(self, actors: Actors, draws: RowDraws, condition: Condition) -> Loss:
-        """The loss of an auxiliary update on fresh student samples."""
+    def auxiliary_loss(self, actors: Actors, draws: RowDraws, condition: Condition, data: Tensor) -> Loss:
+        """The loss of an auxiliary update on fresh student samples ``data`` ``[rows, ...]``, which are constants."""
         ...
 
     def student_loss(

@@ -28,15 +28,11 @@ class MeanFlowDistillation:
     def __init__(self, options: MethodOptions) -> None:
         self.options = options
 
-    def auxiliary_loss(self, actors: Actors, draws: RowDraws, condition: Condition) -> Loss:
+    def auxiliary_loss(self, actors: Actors, draws: RowDraws, condition: Condition, data: Tensor) -> Loss:
         """Flow matching of the auxiliary on fresh student samples."""
-        noise = draws.normal(actors.student.sample_shape)
-        path_noise = draws.normal(actors.student.sample_shape)
-        t = draws.times(self.options.auxiliary_law)
-        with torch.no_grad():
-            data = actors.student.generate(noise, condition)
-        loss = flow_matching_loss(actors.auxiliary, data, path_noise, t.to(data.device), condition)
-        return Loss(loss, {})
+        noise, t = draws.normal(actors.student.sample_shape), draws.times(self.options.auxiliary_law)
+        t = t.to(data.device, non_blocking=True)
+        return Loss(flow_matching_loss(actors.auxiliary, data, noise, t, condition), {})
 
     def student_loss(
         self, actors: Actors, draws: RowDraws, condition: Condition, negative_condition: Condition | None
@@ -46,7 +42,7 @@ class MeanFlowDistillation:
         path_noise = draws.normal(actors.student.sample_shape)
         t, r = draws.pairs(self.options.pair_law, self.options.equal_share)
         data = actors.student.generate(noise, condition, with_gradient=True)
-        x_t = interpolate(data, path_noise, t.to(data.device))
+        x_t = interpolate(data, path_noise, t.to(data.device, non_blocking=True))
         u_teacher, u_auxiliary, stats = mean_velocity_pair(
             actors.teacher,
             actors.auxiliary,
@@ -57,14 +53,16 @@ class MeanFlowDistillation:
             negative_condition=negative_condition,
             guidance_scale=self.options.guidance_scale,
             return_stats=True,
+            check_finite=False,
             **self.options.rollout,
         )
         gap = u_teacher - u_auxiliary
+        ended_early = (stats.teacher.status != Status.SUCCESS).to(gap.device, non_blocking=True)
         logs = {
             "velocity_gap": gap.square().mean().sqrt(),
             "velocity_gap_bins": rms_per_bin(gap, t, NUM_TIME_BINS),
             "evaluations": (stats.teacher.evaluations + stats.auxiliary.evaluations).double().mean(),
-            "unfinished": (stats.teacher.status != Status.SUCCESS).double().mean(),
+            "unfinished": (ended_early | ~gap.isfinite().flatten(1).all(1)).double().mean(),
             "sample_mean": data.detach().mean(),
             "sample_std": data.detach().std(),
         }
@@ -89,7 +87,9 @@ def flow_matching_loss(field: VelocityField, data: Tensor, noise: Tensor, t: Ten
 
 def rms_per_bin(gap: Tensor, t: Tensor, bins: int) -> Tensor:
     """Root mean square of ``gap`` ``[B, ...]`` over equal bins of t in [0, 1]: ``[bins]``, NaN where a bin is empty."""
-    power = gap.square().flatten(1).mean(1).cpu()
+    power = gap.square().flatten(1).mean(1)
     index = (t * bins).long().clamp(0, bins - 1)
-    total = torch.zeros(bins, dtype=power.dtype).index_add_(0, index, power)
-    return (total / torch.bincount(index, minlength=bins)).sqrt()
+    # The times are on the CPU and the gap may not be: nothing is brought back from the device.
+    rows = torch.bincount(index, minlength=bins)
+    index, rows = (part.to(gap.device, non_blocking=True) for part in (index, rows))
+    return (power.new_zeros(bins).index_add_(0, index, power) / rows).sqrt()

@@ -82,7 +82,9 @@ class RowSpans:
 def merged_groups(
     groups: Sequence[tuple[str | None, int]],
 ) -> tuple[tuple[str | None, ...], tuple[int, ...]]:
-    """The roles of consecutive groups of (role, rows), neighbours of one role as one, and the rows of all but the first."""
+    """The roles of consecutive groups of (role, rows), neighbours of one role as one, and the rows of all but the first
+    of them.
+    """
     roles: list[str | None] = []
     rows: list[int] = []
     for role, count in groups:

@@ -106,13 +106,13 @@ def network_of(field: VelocityField) -> nn.Module | None:
     """The module inside a field and its wrappers (the teacher's of a pair), or None."""
     inner: Any = field
     while not isinstance(inner, nn.Module):
+        parts = _inner_fields(inner)
         if isinstance(inner, OnNetwork):
             inner = inner.network
-        else:
-            parts = _inner_fields(inner)
-            if not parts:
-                return None
+        elif parts:
             inner = next(iter(parts.values()))
+        else:
+            return None
     return inner
 
 

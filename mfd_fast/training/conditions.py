@@ -36,4 +36,4 @@ class ConditionTable:
         """The negative condition, shared by all rows."""
         if self._negative is None:
             return None
-        return {name: tensor.to(device) for name, tensor in self._negative.items()}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self._negative.items()}

@@ -1,8 +1,8 @@
 """The distillation of a teacher: cycles of auxiliary and student updates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from mfd_fast.config import DistillSettings
 from mfd_fast.fields import autocast
 from mfd_fast.methods import MethodOptions, make_method
-from mfd_fast.methods.base import Actors
+from mfd_fast.methods.base import Actors, Loss
+from mfd_fast.rollout.compiled import compiled_field, measured_choices
 from mfd_fast.rollout.execute import pair_options
-from mfd_fast.streams import RowDraws, make_generator
+from mfd_fast.streams import RowDraws, Share, make_generator
 from mfd_fast.student import Student
 from mfd_fast.training.checkpoint import Checkpoint
 from mfd_fast.training.conditions import ConditionTable
@@ -22,7 +23,10 @@ from mfd_fast.training.ema import WeightAverage
 from mfd_fast.training.loop import Update
 from mfd_fast.training.optimizing import PRECISIONS, RoleOptimizer
 from mfd_fast.training.roles import TRAINED, Roles
+from mfd_fast.training.samples import SamplesAhead
+from mfd_fast.training.step import Updates, Work, make_updates
 from mfd_fast.training.teacher import law_from
+from mfd_fast.types import Condition, VelocityField
 
 SampleHook = Callable[[int, Student], None]
 """Gets the number of student updates and the student."""
@@ -38,6 +42,11 @@ class Cycle:
     def role(self, update: int) -> str:
         """The role of update number ``update`` (from 0)."""
         return "auxiliary" if update % self._length < self.auxiliary else "student"
+
+    def auxiliary_updates(self, update: int) -> range:
+        """The auxiliary updates of the cycle of update number ``update``."""
+        first = update // self._length * self._length
+        return range(first, first + self.auxiliary)
 
     def student_updates(self, done: int) -> int:
         """Student updates among the first ``done`` updates."""
@@ -72,8 +81,26 @@ class DistillTraining:
         self._method = make_method(settings.method, method_options(settings))
         self._on_samples = on_samples
         dtype = PRECISIONS[settings.precision]
-        self._actors = Actors(autocast(roles.teacher, dtype), autocast(roles.auxiliary, dtype), student)
         self._shares = context.shares(settings.batch_size, settings.accumulation)
+        teacher, auxiliary = autocast(roles.teacher, dtype), autocast(roles.auxiliary, dtype)
+        updates = self._make_updates(auxiliary)
+        self.compiled = updates.compiled
+        """Whether updates are compiled."""
+        # Each role is compiled where it is trained; rollouts choose for themselves how to run the auxiliary.
+        self._actors = {
+            "auxiliary": Actors(teacher, updates.auxiliary, student),
+            "student": Actors(teacher, auxiliary, replace(student, field=updates.student)),
+        }
+        self._samples = SamplesAhead(
+            self._generate,
+            student.sample_shape,
+            self._draw,
+            self._shares,
+            self.cycle.auxiliary_updates,
+            rows=settings.sample_rows,
+            seed=seed,
+            device=context.device,
+        )
         totals = {"student": settings.student_updates}
         totals["auxiliary"] = self.total_updates - settings.student_updates
         chosen = {"auxiliary": settings.auxiliary_optimizer, "student": settings.student_optimizer}
@@ -91,28 +118,55 @@ class DistillTraining:
             WeightAverage(roles.parameters("student"), settings.ema_decay) if settings.ema_decay > 0 else None
         )
 
+    def _make_updates(self, auxiliary: VelocityField) -> Updates:
+        share, device = self._shares[0], self._context.device
+        x = torch.zeros(share.rows, *self._student.sample_shape, dtype=torch.float32, device=device)
+        return make_updates(
+            self._settings.compile,
+            auxiliary,
+            self._student.field,
+            {role: self._roles.parameters(role) for role in TRAINED},
+            Work(self.total_updates * len(self._shares), x, self._conditions.draw(0, share, device)),
+            lambda words: print(f"{self.title}: {words}", flush=True) if self._context.world.is_main else None,
+        )
+
+    def _generate(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Samples of the student for the auxiliary, by the compiled copy if updates are compiled."""
+        if not self.compiled:
+            return self._student.generate(noise, condition)
+        return replace(self._student, field=compiled_field(self._student.field)).generate(noise, condition)
+
     def run_update(self, update: int) -> Update:
         """One update of the role whose turn it is."""
         role = self.cycle.role(update)
         optimizer = self._optimizers[role]
-        negative = self._conditions.negative(self._context.device)
-        generator = make_generator(self._seed, f"distill/{role}", update)
-        state = generator.get_state()
         parts = []
-        for share in self._shares:
-            draws = RowDraws(generator.set_state(state), share, self._context.device)
-            condition = self._conditions.draw(update, share, self._context.device)
-            if role == "auxiliary":
-                loss = self._method.auxiliary_loss(self._actors, draws, condition)
-            else:
-                loss = self._method.student_loss(self._actors, draws, condition, negative)
+        for loss in self._losses(update):
             optimizer.backward(loss.value, len(self._shares))
             parts.append({"loss": loss.value.detach(), **loss.logs})
         report = optimizer.step()
-        if role == "student" and self.average is not None and not report.skipped:
-            self.average.update(optimizer.updates)
+        if role == "student":
+            self._samples.forget()
+            if self.average is not None:
+                self.average.update(optimizer.updates, report.skipped)
         logs = {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
         return Update(role, report, logs.pop("loss"), logs)
+
+    def _losses(self, update: int) -> Iterator[Loss]:
+        """The losses of the backward passes of an update, one at a time."""
+        if self.cycle.role(update) == "auxiliary":
+            for draws, condition, data in self._samples.take(update):
+                yield self._method.auxiliary_loss(self._actors["auxiliary"], draws, condition, data)
+            return
+        actors, negative = self._actors["student"], self._conditions.negative(self._context.device)
+        for share in self._shares:
+            yield self._method.student_loss(actors, *self._draw(update, share), negative)
+
+    def _draw(self, update: int, share: Share) -> tuple[RowDraws, Condition]:
+        """The random numbers and the condition of a share of the batch of an update."""
+        generator = make_generator(self._seed, f"distill/{self.cycle.role(update)}", update)
+        device = self._context.device
+        return RowDraws(generator, share, device), self._conditions.draw(update, share, device)
 
     def log_due(self, update: int) -> bool:
         """Every ``log_every`` student updates: that update and the auxiliary's last before it; and the last update."""
@@ -136,6 +190,12 @@ class DistillTraining:
         """Inside, the student has the weights it is judged by: the average if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
+    def exactness(self) -> dict[str, object]:
+        """What must stay equal for a resume to give the same bits, apart from the context."""
+        runner = "compiled" if self.compiled else self._settings.rollout.runner
+        choices = measured_choices(runner, self._context.device)
+        return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Both trained roles, their optimisers and the student's average."""
         groups = {role: self._roles.state_dict(role) for role in TRAINED}
@@ -155,6 +215,7 @@ class DistillTraining:
             self._roles.load_state_dict(role, checkpoint.tensors[role])
             numbers = checkpoint.state["training"][role]
             self._optimizers[role].load(checkpoint.tensors[f"optimizer_{role}"], numbers)
+        self._samples.forget()
         if self.average is not None:
             self.average.load(checkpoint.tensors["student_average"])
 

@@ -18,10 +18,17 @@ class WeightAverage:
         self._decay = decay
         self._average = [weight.clone() for weight in self._weights]
 
-    def update(self, updates: int) -> None:
-        """Take in the weights after ``updates`` updates."""
-        decay = min(self._decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+    def update(self, updates: int, skipped: Tensor | None = None) -> None:
+        """Take in the weights after ``updates`` updates; nothing happens where ``skipped`` (a bool on the device) says
+        that the last of them changed nothing.
+        """
+        share = 1 - min(self._decay, (1 + updates) / (10 + updates))
+        if skipped is None:
+            torch._foreach_lerp_(self._average, self._weights, share)
+            return
+        distance = torch._foreach_sub(self._weights, self._average)
+        torch._foreach_mul_(distance, torch.where(skipped, 0.0, share))
+        torch._foreach_add_(self._average, distance)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

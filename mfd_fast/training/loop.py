@@ -1,6 +1,7 @@
 """The loop that every training shares: order of updates, logs, checkpoints, resume, signals, non-finite updates."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from mfd_fast.training.distributed import World
 from mfd_fast.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from mfd_fast.training.monitor import Monitor, Value
 from mfd_fast.training.optimizing import UpdateReport
+from mfd_fast.training.unread import UnreadFlags
 
 
 class Update(NamedTuple):
@@ -110,24 +112,16 @@ def run_training(training: Training, options: LoopOptions, world: World) -> list
 def _run(
     training: Training, options: LoopOptions, world: World, monitor: Monitor, stop: StopRequest, done: int, skipped: int
 ) -> None:
-    skipped_in_a_row = 0
+    unread, skips = UnreadFlags(), _Skips(training.title, options, world.is_main, skipped)
     for update in range(done, training.total_updates):
         # Dropout and user code draw from the global generator; keyed by the update it needs no saving.
         torch.manual_seed(derive_seed(options.seed, f"global/{world.rank}", update))
         result = training.run_update(update)
-        skipped += result.report.skipped
-        skipped_in_a_row = skipped_in_a_row + 1 if result.report.skipped else 0
-        if result.report.skipped and world.is_main:
-            print(f"{training.title}: update {update} of the {result.role} was skipped, its gradient is not finite")
-        if skipped_in_a_row > options.max_skipped:
-            raise FloatingPointError(
-                f"{skipped_in_a_row} updates in a row had non-finite gradients (last: the {result.role} in update "
-                f"{update}). Lower the learning rate, set clip_norm, or compute in float32; the checkpoints in "
-                f"{options.checkpoints} are from before."
-            )
+        unread.add(result.report.skipped, partial(skips.note, update, result.role))
         shown: dict[str, float] = {}
         if training.log_due(update):
-            values = _log_line(result, skipped, world)
+            unread.read()
+            values = _log_line(result, skips.total, world)
             monitor.log(update + 1, values)
             shown = {f"{result.role} loss": float(result.loss.detach())}
         monitor.advance(update + 1, shown)
@@ -135,12 +129,34 @@ def _run(
         stopping = world.any(bool(stop))
         finished = update + 1 == training.total_updates
         if finished or stopping or training.checkpoint_due(update + 1):
-            _save(training, options, world, monitor, update + 1, skipped)
+            unread.read()
+            _save(training, options, world, monitor, update + 1, skips.total)
         if stopping and not finished:
             raise Interrupted(
                 stop.signal_number or 15,
                 f"{training.title} stopped after {update + 1} of {training.total_updates} updates; it is saved in "
                 f"{options.checkpoints}",
+            )
+
+
+class _Skips:
+    """Counts the updates that changed nothing."""
+
+    def __init__(self, title: str, options: LoopOptions, speaks: bool, total: int) -> None:
+        self.total, self._in_a_row = total, 0
+        self._title, self._options, self._speaks = title, options, speaks
+
+    def note(self, update: int, role: str, skipped: bool) -> None:
+        """Take in update number ``update``; FloatingPointError when too many in a row were skipped."""
+        self.total += skipped
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
+        if skipped and self._speaks:
+            print(f"{self._title}: update {update} of the {role} was skipped, its gradient is not finite")
+        if self._in_a_row > self._options.max_skipped:
+            raise FloatingPointError(
+                f"{self._in_a_row} updates in a row had non-finite gradients (last: the {role} in update "
+                f"{update}). Lower the learning rate, set clip_norm, or compute in float32; the checkpoints in "
+                f"{self._options.checkpoints} are from before."
             )
 
 
@@ -152,7 +168,7 @@ def _log_line(result: Update, skipped: int, world: World) -> dict[str, Value]:
     for (name, tensor), part in zip(measured.items(), parts, strict=True):
         values[name] = part.tolist() if tensor.numel() > 1 else part.item()
     report = result.report
-    return values | {"grad_norm": report.grad_norm, "learning_rate": report.learning_rate, "skipped": skipped}
+    return values | {"grad_norm": float(report.grad_norm), "learning_rate": report.learning_rate, "skipped": skipped}
 
 
 def _save(training: Training, options: LoopOptions, world: World, monitor: Monitor, done: int, skipped: int) -> None:

@@ -17,11 +17,11 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 class UpdateReport(NamedTuple):
     """What an update did."""
 
-    grad_norm: float
-    """Global norm of the averaged gradient before clipping."""
+    grad_norm: Tensor
+    """Global norm of the averaged gradient before clipping, a scalar on the device."""
     learning_rate: float
-    skipped: bool
-    """Whether a non-finite gradient kept the weights as they were."""
+    skipped: Tensor
+    """Whether a non-finite gradient kept the weights as they were, a bool on the device."""
 
 
 def learning_rate(settings: OptimizerSettings, update: int, total: int) -> float:
@@ -68,21 +68,25 @@ class RoleOptimizer:
         torch.autograd.backward(self._scaler.scale(loss / accumulation))
 
     def step(self) -> UpdateReport:
-        """Average, unscale, clip and apply the gradient; forget it. Non-finite gradients change no weight."""
+        """Average, unscale, clip and apply the gradient; forget it. Non-finite gradients change no weight.
+
+        That is decided on the device: the host does not wait for the gradient.
+        """
         rate = learning_rate(self._settings, self.updates, self._total)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._world.average_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         limit = self._settings.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit).item()
-        finite = math.isfinite(norm)
-        if finite or self._scaler.is_enabled():
-            self._scaler.step(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
+        skipped = ~norm.isfinite()
+        # Where this is 1 the fused optimisers leave weights and state as they are (torch's protocol with GradScaler).
+        self._optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self._optimizer.step()
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        return UpdateReport(norm, rate, not finite)
+        return UpdateReport(norm, rate, skipped)
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's state as named tensors ``INDEX.NAME``."""

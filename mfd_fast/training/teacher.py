@@ -65,20 +65,19 @@ class TeacherTraining:
         (share,) = self._shares
         draws = RowDraws(make_generator(self._seed, "teacher", update), share, self._context.device)
         index = self._order.indices(update * share.total + share.first, share.rows)
-        data = self._dataset.x[index].to(self._context.device)
+        data = self._dataset.x[index].to(self._context.device, non_blocking=True)
         condition = self._condition(index, draws)
-        noise, t = draws.normal(self._dataset.sample_shape), draws.times(self._law).to(data.device)
+        noise, t = draws.normal(self._dataset.sample_shape), draws.times(self._law).to(data.device, non_blocking=True)
         loss = flow_matching_loss(self._field, data, noise, t, condition)
         self._optimizer.backward(loss, 1)
         report = self._optimizer.step()
-        if not report.skipped:
-            self.average.update(self._optimizer.updates)
+        self.average.update(self._optimizer.updates, report.skipped)
         return Update("teacher", report, loss, {})
 
     def _condition(self, index: Tensor, draws: RowDraws) -> dict[str, Tensor]:
         if self._dataset.label is None or self._dataset.num_classes is None:
             return {}
-        label = self._dataset.label[index].to(self._context.device)
+        label = self._dataset.label[index].to(self._context.device, non_blocking=True)
         dropped = draws.uniform() < self._settings.condition_dropout
         return {"label": label.masked_fill(dropped, self._dataset.num_classes)}
 

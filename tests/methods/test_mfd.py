@@ -217,7 +217,7 @@ def test_only_the_updated_role_gets_a_gradient(kind: str, role: str) -> None:
     if role == "student":
         loss = method.student_loss(actors, draws, {}, None)
     else:
-        loss = method.auxiliary_loss(actors, draws, {})
+        loss = method.auxiliary_loss(actors, draws, {}, torch.randn(8, 2))
     torch.autograd.backward(loss.value)
     other = "auxiliary" if role == "student" else "student"
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -230,7 +230,9 @@ def test_auxiliary_loss_is_flow_matching_on_fresh_student_samples() -> None:
     affine, field = Affine(0.5, 2.0), Gaussian(0.0, 1.0)
     method = MeanFlowDistillation(MethodOptions(auxiliary_law=Uniform()))
     draws = RowDraws(make_generator(0, "test"), Share(64, 0, 64), CPU)
-    actual = method.auxiliary_loss(Actors(field, field, Student(affine, (1,))), draws, {}).value
+    student = Student(affine, (1,))
+    samples = student.generate(draws.normal((1,)), {})
+    actual = method.auxiliary_loss(Actors(field, field, student), draws, {}, samples).value
     same = RowDraws(make_generator(0, "test"), Share(64, 0, 64), CPU)
     data, noise, t = 0.5 + 2.0 * same.normal((1,)), same.normal((1,)), same.times(Uniform())
     x_t = (1 - t[:, None]) * data + t[:, None] * noise
@@ -279,7 +281,8 @@ def test_loss_of_a_batch_is_the_mean_of_its_rows(role: str, sample_shape: tuple[
         if role == "student":
             value = method.student_loss(actors, draws, condition, {"label": torch.tensor([5])}).value
         else:
-            value = method.auxiliary_loss(actors, draws, condition).value
+            data = actors.student.generate(draws.normal(sample_shape), condition)
+            value = method.auxiliary_loss(actors, draws, condition, data).value
         gradients = torch.autograd.grad(value, roles.parameters(role))
         return value.item(), torch.cat([gradient.flatten() for gradient in gradients])
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd import backward
 
 from mfd_fast.models import build_model, null_condition
-from mfd_fast.models.lora import LoRALinear, LoRARoles, LowRank, RowSpans
+from mfd_fast.models.lora import LoRALinear, LoRARoles, LowRank
+from mfd_fast.models.row_groups import RowSpans, merged_groups
 from mfd_fast.types import RowGroup, SharedBackbone
 
 SHAPE = (1, 4, 4)
@@ -226,9 +227,15 @@ def test_lora_linear_is_the_formula() -> None:
     assert not hasattr(layer, "weight")
 
 
-def test_neighbours_of_one_role_are_one_span() -> None:
+def test_neighbours_of_one_role_are_one_group() -> None:
+    groups = [(None, 2), (None, 3), ("student", 0), ("auxiliary", 1), ("auxiliary", 1), (None, 1)]
+    assert merged_groups(groups) == ((None, "auxiliary", None), (2, 1))
+    assert merged_groups([("student", 0), (None, 0)]) == (("student",), ())
+
+
+def test_spans_follow_each_other() -> None:
     rows = RowSpans()
-    rows.assign([(None, 2), (None, 3), ("student", 0), ("auxiliary", 1), ("auxiliary", 1), (None, 1)])
+    rows.assign([(None, 5), ("auxiliary", 2), (None, 1)])
     assert rows.spans == ((None, 0, 5), ("auxiliary", 5, 7), (None, 7, 8))
 
 

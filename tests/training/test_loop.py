@@ -35,7 +35,7 @@ class Scripted:
         self.ran.append(update)
         self.random.append(torch.rand(()).item())
         skipped = update in self.bad
-        report = UpdateReport(float("nan") if skipped else 1.0, 0.1, skipped)
+        report = UpdateReport(torch.tensor(float("nan") if skipped else 1.0), 0.1, torch.tensor(skipped))
         return Update("student", report, torch.tensor(float(update)), {"bins": torch.tensor([1.0, float("nan")])})
 
     def log_due(self, update: int) -> bool:
