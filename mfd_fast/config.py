@@ -212,6 +212,8 @@ class RolloutSettings(Section):
     max_evaluations: Annotated[int | None, "evaluations after which a row ends", COUNT] = None
     auxiliary_solver: Annotated[str | None, "solver of the auxiliary (none: the same)", NOT_EMPTY] = None
     auxiliary_step_size: Annotated[float | None, "step size of the auxiliary (none: the same)", POSITIVE] = None
+    guidance_interval: Annotated[list[float] | None, "guidance only from the one time to the other, [low, high]"] = None
+    negative_every: Annotated[int, "evaluations that one unconditional velocity serves", COUNT] = 1
     runner: Annotated[str, "how rollouts are executed, a runner's name or auto", NOT_EMPTY] = "auto"
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Mean velocities and end states of velocity fields, with an interval of its own for every row of a batch."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from mfd_fast.guidance import guide
 from mfd_fast.pairing import PairedField, paired
+from mfd_fast.partial_guidance import NegativeVelocities, PartlyGuided, check_savings
 from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import Problem, RolloutOptions, execute, pair_options
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
@@ -21,6 +23,15 @@ class PairStats(NamedTuple):
 
     teacher: RolloutStats
     auxiliary: RolloutStats
+
+
+class Guidance(NamedTuple):
+    """The arguments of guidance."""
+
+    negative_condition: Condition | None
+    scale: float | Tensor
+    interval: Sequence[float] | None
+    every: int
 
 
 def mean_velocity(
@@ -38,6 +49,8 @@ def mean_velocity(
     condition: Condition | None = None,
     negative_condition: Condition | None = None,
     guidance_scale: float | Tensor = 1.0,
+    guidance_interval: Sequence[float] | None = None,
+    negative_every: int = 1,
     field_dtype: torch.dtype | None = None,
     runner: str = "auto",
     differentiable: bool = False,
@@ -64,6 +77,10 @@ def mean_velocity(
         condition: keyword arguments of the field; tensors have leading dimension B, or 1 to be shared by all rows.
         negative_condition: what guidance pushes away from; names it lacks are taken from ``condition``.
         guidance_scale: 1.0 is off; a number or ``[B]``.
+        guidance_interval: ``(low, high)``: guidance only at these times, none outside (default: everywhere).
+        negative_every: a velocity under ``negative_condition`` serves so many evaluations of its row. Both options save
+            evaluations, change the result and read from the device once an evaluation; `mfd_fast.recommend` measures
+            what they cost.
         field_dtype: dtype in which the field gets x (default: the dtype of x); its output is cast up.
         runner: "eager" is the definition; "compiled" runs a compiled copy of the field that shares its weights; "auto"
             does so where `mfd_fast.warmup` has found it faster, and never compiles by itself.
@@ -84,7 +101,8 @@ def mean_velocity(
     Source: Mean Flow Distillation, arXiv 2606.11155; the field evaluations are those of its integral.
     """
     options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
-    problem = _problem(field, x, t, r, options, condition, negative_condition, guidance_scale)
+    guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
+    problem = _problem(field, x, t, r, options, condition, guidance)
     rollout, stats = _run(problem, options, return_stats, check_finite)
     return (rollout.mean_velocity, stats) if return_stats else rollout.mean_velocity
 
@@ -104,6 +122,8 @@ def integrate(
     condition: Condition | None = None,
     negative_condition: Condition | None = None,
     guidance_scale: float | Tensor = 1.0,
+    guidance_interval: Sequence[float] | None = None,
+    negative_every: int = 1,
     field_dtype: torch.dtype | None = None,
     runner: str = "auto",
     differentiable: bool = False,
@@ -117,7 +137,8 @@ def integrate(
         ``return_stats`` a tuple of that and the statistics.
     """
     options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
-    problem = _problem(field, x, t, r, options, condition, negative_condition, guidance_scale)
+    guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
+    problem = _problem(field, x, t, r, options, condition, guidance)
     rollout, stats = _run(problem, options, return_stats, check_finite)
     with torch.set_grad_enabled(options.with_gradient):
         end = problem.x + rollout.displacement
@@ -140,6 +161,8 @@ def mean_velocity_pair(
     condition: Condition | None = None,
     negative_condition: Condition | None = None,
     guidance_scale: float | Tensor = 1.0,
+    guidance_interval: Sequence[float] | None = None,
+    negative_every: int = 1,
     field_dtype: torch.dtype | None = None,
     runner: str = "auto",
     differentiable: bool = False,
@@ -180,11 +203,13 @@ def mean_velocity_pair(
         auxiliary_solver=auxiliary_solver,
         auxiliary_step_size=auxiliary_step_size,
     )
-    first = _problem(teacher, x, t, r, options, condition, negative_condition, guidance_scale)
-    second = _problem(auxiliary, x, t, r, other, condition, None, 1.0)
+    guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
+    first = _problem(teacher, x, t, r, options, condition, guidance)
+    second = _problem(auxiliary, x, t, r, other, condition, Guidance(None, 1.0, None, 1))
     fixed = steps is not None or get_solver(solver).error_order is None
+    plain = not isinstance(first.field, PartlyGuided)
     both = paired(teacher, auxiliary, guided=first.cost == 2)
-    if both is not None and other == options and fixed and max_evaluations is None:
+    if both is not None and other == options and fixed and plain and max_evaluations is None:
         return _run_as_one_batch(both, first, second, options, return_stats, check_finite)
     teacher_rollout, teacher_stats = _run(first, options, return_stats, check_finite)
     auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats, check_finite)
@@ -199,8 +224,7 @@ def _problem(
     r: float | Tensor,
     options: RolloutOptions,
     condition: Condition | None,
-    negative_condition: Condition | None,
-    guidance_scale: float | Tensor,
+    guidance: Guidance,
 ) -> Problem:
     """The checked arguments of one integration."""
     if not callable(field):
@@ -209,11 +233,15 @@ def _problem(
     times = checks.check_times(t, r, x, field)
     field_dtype = checks.resolve_field_dtype(field, x, options.field_dtype)
     rows = checks.check_condition("condition", condition, x)
-    negative = (
-        None if negative_condition is None else checks.check_condition("negative_condition", negative_condition, x)
-    )
+    negative = None
+    if guidance.negative_condition is not None:
+        negative = checks.check_condition("negative_condition", guidance.negative_condition, x)
     state = x.to(checks.state_dtype(x))
-    guided, arguments, cost = guide(field, rows, negative, guidance_scale, state)
+    interval = check_savings(guidance.interval, guidance.every)
+    guided, arguments, cost = guide(field, rows, negative, guidance.scale, state)
+    if interval is not None and cost == 2:
+        guided = PartlyGuided(field, interval, guidance.every, NegativeVelocities(state))
+        arguments = {**arguments, "row": torch.arange(state.shape[0], device=state.device)}
     return Problem(guided, arguments, state, times, field_dtype, cost)
 
 
@@ -224,20 +252,20 @@ def _run(
     raise_deferred()
     if problem.x.shape[0] == 0:
         rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
-        return _finish(
-            Rollout(nothing, nothing, rows, rows, rows), None, Choice(problem, "eager", "the batch is empty")
-        )
+        choice = Choice(problem, "eager", "the batch is empty")
+        return _finish(Rollout(nothing, nothing, rows, rows, rows), None, choice, rows)
     choice = choose_runner(problem, options)
     rollout = execute(choice.problem, options)
+    evaluations = _evaluations(choice.problem, rollout, return_stats)
     if not check_finite:
         if not return_stats:
             _raise_unless_successful(rollout, None)
-        return _finish(rollout, None, choice)
+        return _finish(rollout, None, choice, evaluations)
     bad = bad_rows(rollout)
     if problem.x.is_cuda and not return_stats:  # pragma: no cover (gpu)
         defer_check(bad)
         _raise_unless_successful(rollout, None)
-        return _finish(rollout, None, choice)
+        return _finish(rollout, None, choice, evaluations)
     first_bad = None
     if bool(bad.any()):
         rollout = mark_bad_rows(rollout, bad)
@@ -245,7 +273,7 @@ def _run(
         first_bad = (row, locate(problem, options, row))
     if not return_stats:
         _raise_unless_successful(rollout, first_bad)
-    return _finish(rollout, first_bad, choice)
+    return _finish(rollout, first_bad, choice, evaluations)
 
 
 def _raise_unless_successful(rollout: Rollout, first_bad: tuple[int, float] | None) -> None:
@@ -259,8 +287,16 @@ def _raise_unless_successful(rollout: Rollout, first_bad: tuple[int, float] | No
         raise RuntimeError(f"row {row} did not reach r: {Status(int(rollout.status[row])).message} ({hint})")
 
 
-def _finish(rollout: Rollout, first_bad: tuple[int, float] | None, choice: Choice) -> tuple[Rollout, RolloutStats]:
-    evaluations = rollout.calls * choice.problem.cost
+def _evaluations(problem: Problem, rollout: Rollout, wanted: bool) -> Tensor:
+    """``[B]`` int64 on the CPU: rows that the network computed; counted on the device where that depends on times."""
+    if wanted and isinstance(problem.field, PartlyGuided):
+        return rollout.calls + problem.field.memory.evaluated.cpu()
+    return rollout.calls * problem.cost
+
+
+def _finish(
+    rollout: Rollout, first_bad: tuple[int, float] | None, choice: Choice, evaluations: Tensor
+) -> tuple[Rollout, RolloutStats]:
     stats = RolloutStats(evaluations, rollout.steps, rollout.status, choice.runner, choice.reason, first_bad)
     return rollout, stats
 

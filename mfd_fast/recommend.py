@@ -12,7 +12,7 @@ REFERENCE_STEP = 0.01
 BASELINE = ("euler", {"step_size": 0.02})
 """What the paper and its released code use (arXiv 2606.11155)."""
 
-_Option = dict[str, float]
+_Option = dict[str, Any]
 CANDIDATES: tuple[tuple[str, _Option], ...] = (
     *(("euler", {"step_size": h}) for h in (0.1, 0.05, 0.02, 0.01)),
     *(("ab2", {"step_size": h}) for h in (0.2, 0.1, 0.05, 0.025)),
@@ -22,12 +22,19 @@ CANDIDATES: tuple[tuple[str, _Option], ...] = (
     *(("bosh3", {"rtol": tol, "atol": tol}) for tol in (1e-1, 1e-2, 1e-3)),
 )
 
+SAVINGS: tuple[_Option, ...] = (
+    *({"negative_every": n} for n in (2, 3, 4)),
+    *({"guidance_interval": interval} for interval in ((0.1, 0.9), (0.2, 1.0), (0.0, 0.8))),
+)
+"""Tried with guided fields, each on top of the solvers of `SAVED`."""
+SAVED: tuple[tuple[str, _Option], ...] = (BASELINE, ("ab2", {"step_size": 0.05}))
+
 
 class Trial(NamedTuple):
     """One solver with its options, tried."""
 
     solver: str
-    options: dict[str, float]
+    options: dict[str, Any]
     evaluations: float
     """Mean evaluations of a row, teacher and auxiliary together; a guided one counts as 2."""
     error: float
@@ -46,12 +53,20 @@ class Recommendation(NamedTuple):
 
     def table(self) -> str:
         """The trials as aligned text; an arrow marks the best."""
-        lines = [f"   {'solver':10} {'options':24} {'evaluations':>11} {'error':>9}"]
-        for trial in self.trials:
-            options = ", ".join(f"{name}={value:g}" for name, value in trial.options.items())
+        texts = [", ".join(option_texts(trial.options)) for trial in self.trials]
+        width = max([24, *map(len, texts)])
+        lines = [f"   {'solver':10} {'options':{width}} {'evaluations':>11} {'error':>9}"]
+        for trial, options in zip(self.trials, texts, strict=True):
             mark = "->" if trial == self.best else "  "
-            lines.append(f"{mark} {trial.solver:10} {options:24} {trial.evaluations:11.1f} {trial.error:9.1e}")
+            lines.append(f"{mark} {trial.solver:10} {options:{width}} {trial.evaluations:11.1f} {trial.error:9.1e}")
         return "\n".join(lines)
+
+
+def option_texts(options: _Option) -> list[str]:
+    """``name=value`` of each option, as a setting takes it."""
+    numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in options.items()}
+    texts = {name: ", ".join(f"{value:g}" for value in values) for name, values in numbers.items()}
+    return [f"{name}=[{text}]" if len(numbers[name]) > 1 else f"{name}={text}" for name, text in texts.items()]
 
 
 def recommend(
@@ -71,7 +86,8 @@ def recommend(
     """Try solvers and step sizes on ``x`` and recommend one.
 
     With ``max_error`` the cheapest that is at least so accurate, with ``max_evaluations`` the most accurate that costs
-    at most so much, with neither the cheapest that is no worse than Euler steps of 0.02. The errors are against
+    at most so much, with neither the cheapest that is no worse than Euler steps of 0.02. Under guidance, options that
+    save evaluations of it are tried as well (``guidance_interval``, ``negative_every``). The errors are against
     fourth-order steps of 0.01, whose own error is estimated from steps of 0.02 (Richardson: a fifteenth of the
     difference).
 
@@ -115,7 +131,9 @@ def recommend(
     fine, _ = solve("rk4", {"step_size": REFERENCE_STEP})
     coarse, _ = solve("rk4", {"step_size": 2 * REFERENCE_STEP})
     trials = []
-    for solver, options in CANDIDATES:
+    guided = isinstance(guidance_scale, Tensor) or guidance_scale != 1.0
+    savings = [(solver, options | saving) for solver, options in SAVED for saving in SAVINGS] if guided else []
+    for solver, options in (*CANDIDATES, *savings):
         u, evaluations = solve(solver, options)
         trials.append(Trial(solver, options, evaluations, _relative(u, fine)))
     trials.sort(key=lambda trial: (trial.evaluations, trial.error))

@@ -33,6 +33,8 @@ INTEGRATION = [
     "condition",
     "negative_condition",
     "guidance_scale",
+    "guidance_interval",
+    "negative_every",
     "field_dtype",
     "runner",
     "differentiable",
@@ -67,6 +69,7 @@ def test_arguments_of_the_integrations() -> None:
         assert defaults == {
             "solver": "euler",
             "guidance_scale": 1.0,
+            "negative_every": 1,
             "runner": "auto",
             "differentiable": False,
             "return_stats": False,

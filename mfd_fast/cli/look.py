@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def run_recommend(options: argparse.Namespace) -> int:
     from mfd_fast.distillation import Task
     from mfd_fast.intervals import sample_pairs
     from mfd_fast.path import interpolate
-    from mfd_fast.recommend import recommend
+    from mfd_fast.recommend import option_texts, recommend
     from mfd_fast.streams import make_generator, standard_normal
     from mfd_fast.training.teacher import law_from
 
@@ -141,7 +142,7 @@ def run_recommend(options: argparse.Namespace) -> int:
         print("nothing that was tried stays within the limit")
         return 1
     keys = [f"distill.rollout.solver={found.best.solver}"]
-    keys += [f"distill.rollout.{name}={value:g}" for name, value in found.best.options.items()]
+    keys += [shlex.quote(f"distill.rollout.{text}") for text in option_texts(found.best.options)]
     keys += ["distill.rollout.step_size=none"] if "rtol" in found.best.options else []
     print("to use it: " + " ".join(f"--set {key}" for key in keys))
     return 0

@@ -12,6 +12,7 @@ from mfd_fast.config import DistillSettings
 from mfd_fast.fields import autocast
 from mfd_fast.methods import MethodOptions, make_method
 from mfd_fast.methods.base import Actors, Loss
+from mfd_fast.partial_guidance import check_savings
 from mfd_fast.rollout.compiled import compiled_field, measured_choices
 from mfd_fast.rollout.execute import pair_options
 from mfd_fast.streams import RowDraws, Share, make_generator
@@ -27,6 +28,9 @@ from mfd_fast.training.samples import SamplesAhead
 from mfd_fast.training.step import Updates, Work, make_updates
 from mfd_fast.training.teacher import law_from
 from mfd_fast.types import Condition, VelocityField
+
+GUIDANCE_SAVINGS = ("guidance_interval", "negative_every")
+"""Settings of the rollout that are not about the solver."""
 
 SampleHook = Callable[[int, Student], None]
 """Gets the number of student updates and the student."""
@@ -233,7 +237,8 @@ def method_options(settings: DistillSettings) -> MethodOptions:
         ValueError: the settings of the rollout do not fit each other.
     """
     rollout = asdict(settings.rollout)
-    pair_options(**rollout)
+    check_savings(rollout["guidance_interval"], rollout["negative_every"])
+    pair_options(**{name: value for name, value in rollout.items() if name not in GUIDANCE_SAVINGS})
     return MethodOptions(
         guidance_scale=settings.guidance_scale,
         pair_law=law_from(settings.times),

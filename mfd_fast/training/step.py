@@ -51,7 +51,7 @@ class Work(NamedTuple):
         """Floating-point operations of all updates of this process, a backward pass counted as two forward passes."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             field(self.x[:1], torch.ones(1, device=self.x.device), **first_rows(self.condition, 1))
-        return 3.0 * counter.get_total_flops() * len(self.x) * self.updates
+        return float(3 * counter.get_total_flops() * len(self.x) * self.updates)
 
 
 def make_updates(
