@@ -1,10 +1,13 @@
 // The Python face of the core: numpy views in, new numpy arrays out, no arithmetic.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "rollout_plan.hpp"
 #include "step_controller.hpp"
 
 namespace py = pybind11;
@@ -69,6 +72,64 @@ void define_advance(py::module_& module) {
              "Decide on a proposed step of every row; returns (t, step, previous_error, status, accepted).");
 }
 
+using Integers = Array<std::int64_t>;
+
+Integers to_array(const std::vector<std::int64_t>& values) {
+  return Integers(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple schedule(const Integers& lengths, std::int64_t slots) {
+  require_rows(lengths, "lengths", lengths.size());
+  const auto found = mfd_fast::make_schedule(lengths.data(), lengths.size(), slots);
+  return py::make_tuple(to_array(found.order), to_array(found.slot), to_array(found.begin), to_array(found.live));
+}
+
+template <class T>
+void tabulate(Array<T>& table, const Integers& slot, const Integers& begin, const Integers& length,
+              const Array<double>& t, const Array<double>& r, const Integers& steps, const Integers& run,
+              const std::vector<double>& positions, const std::vector<std::int64_t>& stores,
+              const std::vector<std::vector<double>>& coefficients, std::int64_t start, std::int64_t first) {
+  const py::ssize_t rows = slot.size();
+  require_rows(slot, "slot", rows);
+  require_rows(begin, "begin", rows);
+  require_rows(length, "length", rows);
+  require_rows(t, "t", rows);
+  require_rows(r, "r", rows);
+  require_rows(steps, "steps", rows);
+  require_rows(run, "run", rows);
+  const std::size_t phases = positions.size();
+  const auto cycle = static_cast<std::int64_t>(phases) - start;
+  if (start < 1 || cycle < 1 || stores.size() != phases || coefficients.size() != phases) {
+    throw std::invalid_argument("positions, stores and coefficients must have one entry for each of two phases or more");
+  }
+  const std::size_t width = coefficients.front().size();
+  std::vector<double> flat;
+  for (const auto& row : coefficients) {
+    if (row.size() != width || width < 2 || width % 2) throw std::invalid_argument("coefficients must come in pairs");
+    flat.insert(flat.end(), row.begin(), row.end());
+  }
+  if (table.ndim() != 3 || table.shape(1) != static_cast<py::ssize_t>(3 + width)) {
+    throw std::invalid_argument("table must have shape [evaluations, 3 + coefficients, slots]");
+  }
+  for (py::ssize_t row = 0; row < rows; ++row) {
+    if (slot.at(row) < 0 || slot.at(row) >= table.shape(2)) throw std::invalid_argument("slot must be within table");
+  }
+  const mfd_fast::Program program{start,         cycle,          static_cast<std::int64_t>(width) / 2 - 1,
+                                  positions.data(), stores.data(), flat.data()};
+  const mfd_fast::Intervals intervals{rows, slot.data(), begin.data(), length.data(), t.data(), r.data(),
+                                      steps.data(), run.data()};
+  mfd_fast::tabulate(program, intervals, first, table.shape(0), table.shape(2), table.mutable_data());
+}
+
+template <class T>
+void define_tabulate(py::module_& module) {
+  module.def("tabulate", &tabulate<T>, py::arg("table").noconvert(), py::arg("slot").noconvert(),
+             py::arg("begin").noconvert(), py::arg("length").noconvert(), py::arg("t").noconvert(),
+             py::arg("r").noconvert(), py::arg("steps").noconvert(), py::arg("run").noconvert(), py::arg("positions"),
+             py::arg("stores"), py::arg("coefficients"), py::kw_only(), py::arg("start"), py::arg("first"),
+             "Fill a table of zeros with the numbers of every evaluation and slot.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -76,4 +137,8 @@ PYBIND11_MODULE(_core, module) {
   module.attr("HAS_OPENMP") = mfd_fast::has_openmp();
   define_advance<float>(module);
   define_advance<double>(module);
+  module.def("schedule", &schedule, py::arg("lengths").noconvert(), py::arg("slots"),
+             "Put rows of these lengths into slots, longest first; returns (order, slot, begin, live).");
+  define_tabulate<float>(module);
+  define_tabulate<double>(module);
 }

@@ -1,5 +1,6 @@
 """Types of the compiled core; see csrc/bindings.cpp."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -28,3 +29,22 @@ def advance(
     max_factor: float,
     threads: int,
 ) -> tuple[NDArray[Real], NDArray[Real], NDArray[Real], NDArray[np.int64], NDArray[np.bool_]]: ...
+def schedule(
+    lengths: NDArray[np.int64], slots: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def tabulate(
+    table: NDArray[Real],
+    slot: NDArray[np.int64],
+    begin: NDArray[np.int64],
+    length: NDArray[np.int64],
+    t: NDArray[np.float64],
+    r: NDArray[np.float64],
+    steps: NDArray[np.int64],
+    run: NDArray[np.int64],
+    positions: Sequence[float],
+    stores: Sequence[int],
+    coefficients: Sequence[Sequence[float]],
+    *,
+    start: int,
+    first: int,
+) -> None: ...

@@ -210,6 +210,7 @@ class RolloutSettings(Section):
     rtol: Annotated[float | None, "relative tolerance of an adaptive solver", POSITIVE] = None
     atol: Annotated[float | None, "absolute tolerance of an adaptive solver", POSITIVE] = None
     max_evaluations: Annotated[int | None, "evaluations after which a row ends", COUNT] = None
+    max_rows: Annotated[int | None, "network rows computed at once (none: all)", COUNT] = None
     auxiliary_solver: Annotated[str | None, "solver of the auxiliary (none: the same)", NOT_EMPTY] = None
     auxiliary_step_size: Annotated[float | None, "step size of the auxiliary (none: the same)", POSITIVE] = None
     guidance_interval: Annotated[list[float] | None, "guidance only from the one time to the other, [low, high]"] = None

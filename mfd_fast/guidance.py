@@ -24,11 +24,14 @@ class Guided:
         self, x: Tensor, t: Tensor, *, condition: Condition, negative_condition: Condition, guidance_scale: Tensor
     ) -> Tensor:
         """The guided velocity; x ``[n, ...]``, t ``[n]``, guidance_scale ``[n]`` (or ``[1]``)."""
-        conditional, negative = self._evaluate(x, t, condition, complete_negative(condition, negative_condition))
+        conditional, negative = self.velocities(x, t, condition, negative_condition)
         return combine(conditional, negative, guidance_scale)
 
-    def _evaluate(self, x: Tensor, t: Tensor, condition: Condition, negative: Condition) -> tuple[Tensor, Tensor]:
-        rows = x.shape[0]
+    def velocities(
+        self, x: Tensor, t: Tensor, condition: Condition, negative_condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """The conditional and the negative velocity, ``[n, ...]`` each; x ``[n, ...]``, t ``[n]``."""
+        rows, negative = x.shape[0], complete_negative(condition, negative_condition)
         if isinstance(self.field, SharedBackbone):
             conditional, negative_velocity = self.field.evaluate_groups(
                 [RowGroup(self.field, x, t, condition), RowGroup(self.field, x, t, negative)]

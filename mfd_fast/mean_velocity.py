@@ -10,11 +10,11 @@ from mfd_fast.guidance import guide
 from mfd_fast.pairing import PairedField, paired
 from mfd_fast.partial_guidance import NegativeVelocities, PartlyGuided, check_savings
 from mfd_fast.rollout import checks
-from mfd_fast.rollout.execute import Problem, RolloutOptions, execute, pair_options
+from mfd_fast.rollout.execute import RolloutOptions, pair_options
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
+from mfd_fast.rollout.problem import Problem
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.rollout.runners import Choice, choose_runner
-from mfd_fast.solvers import get_solver
 from mfd_fast.types import Condition, RolloutStats, Status, VelocityField
 
 
@@ -46,6 +46,7 @@ def mean_velocity(
     rtol: float | None = None,
     atol: float | None = None,
     max_evaluations: int | None = None,
+    max_rows: int | None = None,
     condition: Condition | None = None,
     negative_condition: Condition | None = None,
     guidance_scale: float | Tensor = 1.0,
@@ -74,6 +75,9 @@ def mean_velocity(
         atol: absolute tolerance of adaptive solvers (default 1e-2).
         max_evaluations: ends a row that has used up so many evaluations (a guided one counts as 2); the default lets
             fixed steps finish and ends an adaptive row with an unreachable tolerance.
+        max_rows: network rows computed at once, where memory is short; a guided sample takes 2, and a pair on one backbone
+            takes the rows of both. A row that ends makes room for the longest one waiting (adaptive solvers and
+            ``differentiable`` compute one part of the batch after the other). The default computes all rows together.
         condition: keyword arguments of the field; tensors have leading dimension B, or 1 to be shared by all rows.
         negative_condition: what guidance pushes away from; names it lacks are taken from ``condition``.
         guidance_scale: 1.0 is off; a number or ``[B]``.
@@ -100,7 +104,9 @@ def mean_velocity(
 
     Source: Mean Flow Distillation, arXiv 2606.11155; the field evaluations are those of its integral.
     """
-    options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
+    options = RolloutOptions(
+        step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable, max_rows
+    )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     problem = _problem(field, x, t, r, options, condition, guidance)
     rollout, stats = _run(problem, options, return_stats, check_finite)
@@ -119,6 +125,7 @@ def integrate(
     rtol: float | None = None,
     atol: float | None = None,
     max_evaluations: int | None = None,
+    max_rows: int | None = None,
     condition: Condition | None = None,
     negative_condition: Condition | None = None,
     guidance_scale: float | Tensor = 1.0,
@@ -136,7 +143,9 @@ def integrate(
         ``[B, ...]`` in float32 (float64 when x is float64); for a row that ended early the state it reached. With
         ``return_stats`` a tuple of that and the statistics.
     """
-    options = RolloutOptions(step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable)
+    options = RolloutOptions(
+        step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable, max_rows
+    )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     problem = _problem(field, x, t, r, options, condition, guidance)
     rollout, stats = _run(problem, options, return_stats, check_finite)
@@ -158,6 +167,7 @@ def mean_velocity_pair(
     rtol: float | None = None,
     atol: float | None = None,
     max_evaluations: int | None = None,
+    max_rows: int | None = None,
     condition: Condition | None = None,
     negative_condition: Condition | None = None,
     guidance_scale: float | Tensor = 1.0,
@@ -197,6 +207,7 @@ def mean_velocity_pair(
         rtol=rtol,
         atol=atol,
         max_evaluations=max_evaluations,
+        max_rows=max_rows,
         field_dtype=field_dtype,
         runner=runner,
         differentiable=differentiable,
@@ -206,10 +217,9 @@ def mean_velocity_pair(
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     first = _problem(teacher, x, t, r, options, condition, guidance)
     second = _problem(auxiliary, x, t, r, other, condition, Guidance(None, 1.0, None, 1))
-    fixed = steps is not None or get_solver(solver).error_order is None
     plain = not isinstance(first.field, PartlyGuided)
     both = paired(teacher, auxiliary, guided=first.cost == 2)
-    if both is not None and other == options and fixed and plain and max_evaluations is None:
+    if both is not None and other == options and options.fixed_steps and plain and max_evaluations is None:
         return _run_as_one_batch(both, first, second, options, return_stats, check_finite)
     teacher_rollout, teacher_stats = _run(first, options, return_stats, check_finite)
     auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats, check_finite)
@@ -255,7 +265,7 @@ def _run(
         choice = Choice(problem, "eager", "the batch is empty")
         return _finish(Rollout(nothing, nothing, rows, rows, rows), None, choice, rows)
     choice = choose_runner(problem, options)
-    rollout = execute(choice.problem, options)
+    rollout = choice.run(choice.problem, options)
     evaluations = _evaluations(choice.problem, rollout, return_stats)
     if not check_finite:
         if not return_stats:
@@ -314,11 +324,12 @@ def _run_as_one_batch(
         field=field,
         condition={"teacher": first.condition, "auxiliary": second.condition},
         x=torch.stack([first.x, second.x], 1),
-        cost=1,
+        cost=first.cost + second.cost,
     )
     rollout, stats = _run(both, options, return_stats, check_finite)
     velocities = rollout.mean_velocity.unbind(1)
     if not return_stats:
         return velocities
-    teacher_stats = stats._replace(evaluations=stats.evaluations * first.cost)
-    return (*velocities, PairStats(teacher_stats, stats))
+    calls = stats.evaluations // both.cost
+    shares = (stats._replace(evaluations=calls * part.cost) for part in (first, second))
+    return (*velocities, PairStats(*shares))

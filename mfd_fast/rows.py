@@ -21,6 +21,14 @@ def map_tensors(condition: Condition, function: Callable[[Tensor], Tensor]) -> d
     }
 
 
+def tensors_of(condition: Condition) -> list[Tensor]:
+    """The tensors of a nested condition, in the order of `map_tensors`."""
+    found: list[Tensor] = []
+    for value in condition.values():
+        found += [value] if isinstance(value, Tensor) else tensors_of(value) if isinstance(value, Mapping) else []
+    return found
+
+
 def check_rows(name: str, condition: Condition, rows: int, device: torch.device) -> None:
     """Raise unless each tensor of ``condition`` has leading dimension ``rows`` or 1 and is on ``device``.
 

@@ -30,6 +30,7 @@ INTEGRATION = [
     "rtol",
     "atol",
     "max_evaluations",
+    "max_rows",
     "condition",
     "negative_condition",
     "guidance_scale",

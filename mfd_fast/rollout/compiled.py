@@ -8,7 +8,7 @@ matrix products (`mfd_fast.ops.linear`).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -53,8 +53,17 @@ class CompiledCopy:
 
 
 _COPIES: "WeakKeyDictionary[nn.Module, CompiledCopy]" = WeakKeyDictionary()
-_WARM: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
-"""Modules for which a warm-up has shown what is faster, and its words about it."""
+class Measured(NamedTuple):
+    """What a warm-up has found for a module."""
+
+    runners: tuple[str, ...]
+    """Those faster than eager, the fastest first."""
+    words: str
+    """By how much."""
+
+
+_WARM: "WeakKeyDictionary[nn.Module, Measured]" = WeakKeyDictionary()
+"""Modules for which a warm-up has shown that something is faster."""
 
 
 def compiled_field(field: VelocityField) -> VelocityField:
@@ -131,16 +140,16 @@ def own_code(module: nn.Module) -> Callable[..., Tensor]:
     return call
 
 
-def remember(module: nn.Module, words: str | None) -> None:
-    """Let ``runner="auto"`` use the compiled copy of ``module`` from now on, and say why; None takes that back."""
-    if words is None:
+def remember(module: nn.Module, measured: Measured | None) -> None:
+    """Let ``runner="auto"`` use what was measured for ``module`` from now on; None takes that back."""
+    if measured is None:
         _WARM.pop(module, None)
     else:
-        _WARM[module] = words
+        _WARM[module] = measured
 
 
-def remembered(field: VelocityField) -> str | None:
-    """Why ``runner="auto"`` uses the compiled copy for this field, or None."""
+def remembered(field: VelocityField) -> Measured | None:
+    """What ``runner="auto"`` goes by for this field, or None."""
     module = network_of(field)
     return None if module is None else _WARM.get(module)
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 from mfd_fast.rollout.adaptive_steps import integrate_adaptive
@@ -13,13 +12,16 @@ from mfd_fast.rollout.checks import Times
 from mfd_fast.rollout.evaluator import RowEvaluator
 from mfd_fast.rollout.fixed_steps import integrate_fixed
 from mfd_fast.rollout.library import integrate_with_library
+from mfd_fast.rollout.limited import integrate_in_parts, integrate_limited, intervals_of, row_limit
 from mfd_fast.rollout.plan import Plan, make_plan
+from mfd_fast.rollout.problem import Problem
+from mfd_fast.rollout.program import program_of
 from mfd_fast.rollout.result import Rollout
+from mfd_fast.rollout.table import Intervals
 from mfd_fast.solvers import Solver, TorchdiffeqSolver, get_solver
 from mfd_fast.step_control import AdaptiveSteps, FixedSteps
-from mfd_fast.types import Condition, VelocityField
 
-RUNNERS = ("auto", "eager", "compiled")
+RUNNERS = ("auto", "eager", "compiled", "captured")
 GENEROUS_EVALUATIONS = 10_000
 """Evaluations of an adaptive row if the caller sets no limit."""
 
@@ -37,6 +39,7 @@ class RolloutOptions:
     field_dtype: torch.dtype | None = None
     runner: str = "auto"
     differentiable: bool = False
+    max_rows: int | None = None
 
     def __post_init__(self) -> None:
         solver = get_solver(self.solver)
@@ -49,11 +52,8 @@ class RolloutOptions:
             )
         if isinstance(solver, TorchdiffeqSolver):
             self._check_library(adaptive)
-        if self.max_evaluations is not None:
-            if isinstance(self.max_evaluations, bool) or not isinstance(self.max_evaluations, int):
-                raise TypeError(f"max_evaluations must be an int, got {type(self.max_evaluations).__name__}")
-            if self.max_evaluations < 1:
-                raise ValueError(f"max_evaluations must be at least 1, got {self.max_evaluations}")
+        for name in ("max_evaluations", "max_rows"):
+            _check_count(name, getattr(self, name))
         if self.runner not in RUNNERS:
             close = get_close_matches(str(self.runner), RUNNERS, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -63,10 +63,16 @@ class RolloutOptions:
 
     def _check_library(self, adaptive: bool) -> None:
         """What torchdiffeq has no counterpart for is refused, not ignored."""
-        if self.max_evaluations is not None:
-            raise ValueError(f"max_evaluations is not available with solver={self.solver!r}")
+        for name in ("max_evaluations", "max_rows"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not available with solver={self.solver!r}")
         if adaptive and self.steps is not None:
             raise ValueError(f"steps needs a method with fixed steps, got solver={self.solver!r}")
+
+    @property
+    def fixed_steps(self) -> bool:
+        """Whether the number of steps of each row is known beforehand."""
+        return self.steps is not None or get_solver(self.solver).error_order is None
 
     @property
     def with_gradient(self) -> bool:
@@ -78,6 +84,15 @@ class RolloutOptions:
         control = AdaptiveSteps(max_step=self.step_size)
         given = {name: value for name, value in (("rtol", self.rtol), ("atol", self.atol)) if value is not None}
         return replace(control, **given)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def pair_options(
@@ -111,38 +126,52 @@ def pair_options(
     )
 
 
-class Problem(NamedTuple):
-    """One integration with everything resolved."""
-
-    field: VelocityField
-    condition: Condition
-    x: Tensor
-    """The state in its own dtype (float32 or float64)."""
-    times: Times
-    field_dtype: torch.dtype
-    cost: int
-    """Network rows that one evaluation of the field computes."""
-
-
 def execute(problem: Problem, options: RolloutOptions) -> Rollout:
     """Run the rollout of ``problem``; rows come back in the caller's order."""
+    limit = row_limit(options.max_rows, problem.cost, problem.x.shape[0])
+    if limit == problem.x.shape[0]:
+        return _execute_at_once(problem, options)
+    if options.with_gradient or not options.fixed_steps:
+        return integrate_in_parts(problem, limit, lambda part: _execute_at_once(part, options))
+    solver = get_solver(options.solver)
+    assert not isinstance(solver, TorchdiffeqSolver)
+    with torch.no_grad():
+        return integrate_limited(problem, program_of(solver), plan_intervals(problem, options), limit)
+
+
+def plan_intervals(problem: Problem, options: RolloutOptions) -> Intervals:
+    """The rows of ``problem`` as they are integrated with fixed steps."""
+    solver = get_solver(options.solver)
+    assert not isinstance(solver, TorchdiffeqSolver)
+    steps = FixedSteps(options.step_size, options.steps).count(problem.times.host_t, problem.times.host_r)
+    return intervals_of(problem, steps, solver, _budget(problem, options))
+
+
+def _execute_at_once(problem: Problem, options: RolloutOptions) -> Rollout:
+    """All rows of ``problem`` together."""
     x, t, r = problem.x, problem.times.t, problem.times.r
     solver = get_solver(options.solver)
     evaluate = RowEvaluator(problem.field, problem.condition, x.shape[0], problem.field_dtype)
+    budget = _budget(problem, options)
+    with torch.set_grad_enabled(options.with_gradient):
+        if isinstance(solver, TorchdiffeqSolver):
+            return _with_library(evaluate, problem, solver, options)
+        if not options.fixed_steps:
+            _check_adaptive(problem.times)
+            budget = budget or _generous_budget(problem.times, solver, options)
+            return integrate_adaptive(evaluate, x, t, r, solver, options.adaptive_steps(), budget)
+        return integrate_fixed(evaluate, x, t, r, _plan(problem.times, solver, options, budget), solver)
+
+
+def _budget(problem: Problem, options: RolloutOptions) -> int | None:
+    """Field evaluations that ``max_evaluations`` network rows a sample allow."""
     budget = None if options.max_evaluations is None else options.max_evaluations // problem.cost
     if budget == 0:
         raise ValueError(
             f"max_evaluations must be at least {problem.cost}, the cost of one guided evaluation, "
             f"got {options.max_evaluations}"
         )
-    with torch.set_grad_enabled(options.with_gradient):
-        if isinstance(solver, TorchdiffeqSolver):
-            return _with_library(evaluate, problem, solver, options)
-        if solver.error_order is not None and options.steps is None:
-            _check_adaptive(problem.times)
-            budget = budget or _generous_budget(problem.times, solver, options)
-            return integrate_adaptive(evaluate, x, t, r, solver, options.adaptive_steps(), budget)
-        return integrate_fixed(evaluate, x, t, r, _plan(problem.times, solver, options, budget), solver)
+    return budget
 
 
 def _generous_budget(times: Times, solver: Solver, options: RolloutOptions) -> int:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mfd_fast.rollout.execute import Problem, RolloutOptions, execute
+from mfd_fast.rollout.execute import RolloutOptions, execute
+from mfd_fast.rollout.problem import Problem
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.rows import select_rows
 from mfd_fast.types import Status

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mfd_fast.path import expand_times
 from mfd_fast.rollout.evaluator import RowEvaluator
-from mfd_fast.rollout.plan import Plan
+from mfd_fast.rollout.plan import Plan, evaluations_of
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.solvers.base import Solver
 from mfd_fast.types import Status
@@ -32,14 +32,20 @@ def integrate_fixed(evaluate: RowEvaluator, x: Tensor, t: Tensor, r: Tensor, pla
     planned, run = (steps.to(x.device, x.dtype, non_blocking=True) for steps in (plan.steps, plan.run))
     h = (r - t) / planned.clamp(min=1)
     displacement, velocity = _march(evaluate, x, t, r, h, plan, solver)
-    covered = torch.where(run == planned, r - t, run * h)
-    mean_velocity = torch.where(
-        expand_times(run == 0, x), velocity, displacement / expand_times(covered.masked_fill(run == 0, 1.0), x)
-    )
+    mean_velocity = mean_over(displacement, velocity, t, r, planned, run)
     status = torch.where(plan.run < plan.steps, int(Status.MAX_EVALUATIONS), int(Status.SUCCESS))
-    calls = torch.tensor([max(1, solver.evaluations(steps)) for steps in range(len(plan.live) + 1)])[plan.run]
-    rollout = Rollout(displacement, mean_velocity, calls, plan.run, status)
+    rollout = Rollout(displacement, mean_velocity, evaluations_of(plan.run, solver), plan.run, status)
     return rollout if plan.in_order else rollout.restore(plan.order)
+
+
+def mean_over(displacement: Tensor, velocity: Tensor, t: Tensor, r: Tensor, planned: Tensor, run: Tensor) -> Tensor:
+    """Displacements ``[B, ...]`` over the time that ``run`` of the ``planned`` steps covered; velocities without a step.
+
+    All but the first two ``[B]`` in the dtype of the state.
+    """
+    instant = run == 0
+    covered = torch.where(run == planned, r - t, run * ((r - t) / planned.clamp(min=1))).masked_fill(instant, 1.0)
+    return torch.where(expand_times(instant, velocity), velocity, displacement / expand_times(covered, velocity))
 
 
 def _march(

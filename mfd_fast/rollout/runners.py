@@ -1,9 +1,22 @@
-"""Who executes a rollout: the definition, or the same loop around a compiled copy of the field."""
+"""Who executes a rollout: the definition, the same loop around a compiled copy of the field, or recorded evaluations.
 
+`PREPARE` is the list of runners; `choose_runner` decides between them.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
+from mfd_fast.rollout.captured import NotCapturable, prepare_captured, why_not_captured
 from mfd_fast.rollout.compiled import NotCompilable, compiled_field, remembered
-from mfd_fast.rollout.execute import Problem, RolloutOptions
+from mfd_fast.rollout.execute import RolloutOptions, execute
+from mfd_fast.rollout.problem import Problem
+from mfd_fast.rollout.result import Rollout
+
+
+class NotPossible(Exception):
+    """Why a runner cannot execute a problem."""
 
 
 class Choice(NamedTuple):
@@ -12,31 +25,63 @@ class Choice(NamedTuple):
     problem: Problem
     runner: str
     reason: str
+    run: Callable[[Problem, RolloutOptions], Rollout] = execute
 
 
 def choose_runner(problem: Problem, options: RolloutOptions) -> Choice:
     """The problem as the runner of ``options`` executes it.
 
-    ``auto`` compiles nothing: it uses a compiled copy where `mfd_fast.warmup` has found it faster.
+    ``auto`` compiles nothing by itself: it takes what `mfd_fast.warmup` has found to be fastest for the field, or what
+    comes next where that is not possible for this call.
 
     Raises:
-        ValueError: ``runner="compiled"`` was asked for where it cannot be.
+        ValueError: a runner was asked for by name where it is not possible.
     """
-    if options.runner == "eager":
-        return Choice(problem, "eager", "asked for")
-    if options.runner == "auto":
-        words = remembered(problem.field)
-        if words is None:
-            return Choice(problem, "eager", "auto: mfd_fast.warmup has not found anything faster for this field")
-        if options.with_gradient:
-            return Choice(problem, "eager", "auto: compiled copies have no gradient")
+    if options.runner != "auto":
         try:
-            return Choice(problem._replace(field=compiled_field(problem.field)), "compiled", f"auto: {words}")
-        except NotCompilable as why:  # the module was warmed up, but not inside this wrapper
-            return Choice(problem, "eager", f"auto: {why}")
+            return PREPARE[options.runner](problem, options, "asked for")
+        except NotPossible as why:
+            raise ValueError(f"runner={options.runner!r} is not possible: {why}") from why
+    measured = remembered(problem.field)
+    if measured is None:
+        return Choice(problem, "eager", "auto: mfd_fast.warmup has not found anything faster for this field")
+    reason = f"auto: {measured.words}"
+    for runner in measured.runners:
+        try:
+            return PREPARE[runner](problem, options, reason)
+        except NotPossible as why:  # the module was warmed up, but not inside this wrapper or for this solver
+            reason = f"auto: {why}"
+    return Choice(problem, "eager", reason)
+
+
+def _eager(problem: Problem, _: RolloutOptions, reason: str) -> Choice:
+    return Choice(problem, "eager", reason)
+
+
+def _compiled(problem: Problem, options: RolloutOptions, reason: str) -> Choice:
     if options.with_gradient:
-        raise ValueError("runner='compiled' has no gradient; take runner='eager' with differentiable=True")
+        raise NotPossible("compiled copies have no gradient")
     try:
-        return Choice(problem._replace(field=compiled_field(problem.field)), "compiled", "asked for")
+        return Choice(problem._replace(field=compiled_field(problem.field)), "compiled", reason)
     except NotCompilable as why:
-        raise ValueError(f"runner='compiled' is not possible: {why}") from why
+        raise NotPossible(str(why)) from why
+
+
+def _captured(problem: Problem, options: RolloutOptions, reason: str) -> Choice:
+    try:
+        return Choice(problem, "captured", reason, prepare_captured(problem, options).run)
+    except NotCapturable as why:
+        raise NotPossible(str(why)) from why
+
+
+PREPARE: dict[str, Callable[[Problem, RolloutOptions, str], Choice]] = {
+    "eager": _eager,
+    "compiled": _compiled,
+    "captured": _captured,
+}
+"""What makes a problem ready for each runner, given the reason for it; NotPossible where it cannot."""
+
+WHY_NOT: dict[str, Callable[[torch.device], str | None]] = {
+    "captured": why_not_captured,
+}
+"""Why a runner can execute nothing on a device, or None; runners that are not here run on all."""

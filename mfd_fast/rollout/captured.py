@@ -1,0 +1,189 @@
+"""Recorded rollouts: one replay of a CUDA graph for each evaluation of the field, with the solver's sums inside it.
+
+A graph reads and writes fixed memory, so state, input and condition lie in `Slots`, and there is one graph for each
+batch size of a short list (`bucket`); what fills up a batch is computed and thrown away. Weights are read where they
+lie: an optimiser that changes them in place is seen, and before every rollout addresses, training flags and the like
+are compared with those at the time of the recording. Random draws of a network in training mode go on from replay to
+replay.
+"""
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+
+from mfd_fast.rollout import graphs
+from mfd_fast.rollout.compiled import NotCompilable, compiled_field
+from mfd_fast.rollout.execute import RolloutOptions, plan_intervals
+from mfd_fast.rollout.graphs import Recorder
+from mfd_fast.rollout.identity import Identity, Unknown, condition_key, fingerprint, identity_of
+from mfd_fast.rollout.limited import row_limit
+from mfd_fast.rollout.plan import Schedule, bucket, buckets, make_schedule
+from mfd_fast.rollout.problem import Problem
+from mfd_fast.rollout.program import Program, program_of
+from mfd_fast.rollout.result import Rollout
+from mfd_fast.rollout.slots import Slots, integrate_slots
+from mfd_fast.rollout.table import Intervals
+from mfd_fast.solvers import TorchdiffeqSolver, get_solver
+from mfd_fast.types import VelocityField
+
+MAX_RECORDINGS = 8
+"""Fields (with a solver, a shape and the like) whose recordings are kept; the one not used for longest goes first."""
+
+
+class NotCapturable(Exception):
+    """Why a field is not recorded."""
+
+
+class Recording:
+    """The slots of one field and a recording for each batch size that was needed so far."""
+
+    def __init__(self, problem: Problem, program: Program, slots: int) -> None:
+        recorder = graphs.RECORDERS[problem.x.device.type]
+        self.lock = threading.Lock()
+        self.slots = Slots(problem.x, problem.condition, problem.field_dtype, program.memories, slots)
+        self.constants: Hashable = None
+        """The fingerprint of the networks as they were recorded."""
+        self._new_recorder: Callable[[], Recorder] = lambda: recorder(problem.x.device)
+        self.recorder = self._new_recorder()
+        self.replays: dict[int, Callable[[], None]] = {}
+
+    def prepare(self, field: VelocityField, constants: Hashable, sizes: set[int]) -> None:
+        """Record what is missing, the largest batch first so that the smaller ones find its memory."""
+        if constants != self.constants:
+            self.replays.clear()
+            self.recorder = self._new_recorder()
+            self.constants = constants
+        missing = sorted(sizes - self.replays.keys(), reverse=True)
+        if missing:
+            # No slot is at work in a recording, whatever the last rollout has left behind.
+            self.slots.state.coefficients.zero_()
+        for rows in missing:
+            self.replays[rows] = self.recorder.record(lambda rows=rows: self.slots.advance(field, rows))
+
+    def advance(self, rows: int) -> None:
+        """One evaluation of the first ``rows`` slots."""
+        self.replays[rows]()
+
+
+_RECORDINGS: "OrderedDict[Hashable, Recording]" = OrderedDict()
+_OWNERS: dict[Hashable, list[Any]] = {}
+"""Weak references to what a key is about; when it goes, so does its recording."""
+
+
+class CapturedRollout(NamedTuple):
+    """A rollout with everything recorded that it needs."""
+
+    recording: Recording
+    program: Program
+    intervals: Intervals
+    schedule: Schedule
+    batches: list[int]
+
+    def run(self, problem: Problem, _: RolloutOptions) -> Rollout:
+        """The rollout of the problem that was prepared; rows come back in the caller's order."""
+        with self.recording.lock, torch.no_grad():
+            self.recording.recorder.begin()
+            return integrate_slots(
+                self.recording.slots,
+                self.recording.advance,
+                problem.x,
+                problem.times,
+                problem.condition,
+                self.program,
+                self.intervals,
+                self.schedule,
+                self.batches,
+            )
+
+
+def prepare_captured(problem: Problem, options: RolloutOptions) -> CapturedRollout:
+    """Record what the rollout of ``problem`` needs and is not recorded yet.
+
+    Raises:
+        NotCapturable: it cannot be recorded.
+    """
+    identity, program = check_capturable(problem, options)
+    rows = problem.x.shape[0]
+    limit = row_limit(options.max_rows, problem.cost, rows)
+    intervals = plan_intervals(problem, options)
+    schedule = make_schedule(intervals.length, limit)
+    # Without a limit of the memory a batch is padded to a size that other batches have too.
+    count = limit if limit < rows else bucket(rows, 2 * rows)
+    batches = buckets(schedule.live, count)
+    recording = _recording(problem, identity, program, options.solver, count)
+    with recording.lock, torch.no_grad():
+        try:
+            recording.prepare(_fastest(problem.field), fingerprint(identity.networks), set(batches))
+        except RuntimeError as error:
+            forget_all()
+            raise NotCapturable(f"recording it failed: {str(error).splitlines()[0]}") from error
+    return CapturedRollout(recording, program, intervals, schedule, batches)
+
+
+def check_capturable(problem: Problem, options: RolloutOptions) -> tuple[Identity, Program]:
+    """The identity of the field and the solver's program.
+
+    Raises:
+        NotCapturable: one of them is missing, or the device cannot record.
+    """
+    device = problem.x.device
+    if (why := why_not_captured(device)) is not None:
+        raise NotCapturable(why)
+    if options.with_gradient:
+        raise NotCapturable("recordings have no gradient")
+    solver = get_solver(options.solver)
+    if isinstance(solver, TorchdiffeqSolver) or not options.fixed_steps:
+        raise NotCapturable("only fixed steps of this package's solvers are recorded; take steps= or another solver")
+    if torch.is_autocast_enabled(device.type):
+        raise NotCapturable("torch.autocast is on around the call; wrap the field in mfd_fast.fields.autocast instead")
+    try:
+        condition_key(problem.condition)
+        return identity_of(problem.field), program_of(solver)
+    except Unknown as why_unknown:
+        raise NotCapturable(str(why_unknown)) from why_unknown
+
+
+def why_not_captured(device: torch.device) -> str | None:
+    """Why nothing can be recorded on ``device``, or None."""
+    if device.type in graphs.RECORDERS:
+        return None
+    return f"CUDA graphs need a CUDA device, x is on {device.type}"
+
+
+def _fastest(field: VelocityField) -> VelocityField:
+    """The field with its network compiled where that is possible."""
+    try:
+        return compiled_field(field)
+    except NotCompilable:
+        return field
+
+
+def _recording(problem: Problem, identity: Identity, program: Program, solver: str, slots: int) -> Recording:
+    """The recording for this kind of problem, with room for ``slots`` rows."""
+    x = problem.x
+    shape = (x.shape[1:], x.dtype, x.device, problem.field_dtype)
+    key: Hashable = (identity.key, shape, condition_key(problem.condition), solver)
+    found = _RECORDINGS.get(key)
+    if found is None or found.slots.count < slots:
+        _RECORDINGS[key] = found = Recording(problem, program, slots)
+        _OWNERS[key] = [weakref.ref(owner, lambda _: forget(key)) for owner in identity.owners]
+    _RECORDINGS.move_to_end(key)
+    while len(_RECORDINGS) > MAX_RECORDINGS:
+        forget(next(iter(_RECORDINGS)))
+    return found
+
+
+def forget(key: Hashable) -> None:
+    """Drop one recording and its memory."""
+    _RECORDINGS.pop(key, None)
+    _OWNERS.pop(key, None)
+
+
+def forget_all() -> None:
+    """Drop every recording and its memory."""
+    _RECORDINGS.clear()
+    _OWNERS.clear()

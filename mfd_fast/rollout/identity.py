@@ -1,0 +1,100 @@
+"""What a field is made of: which networks it reads, and whether it is still the field that it was."""
+
+import dataclasses
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mfd_fast.types import Condition, SharedBackbone, VelocityField
+
+
+class Unknown(Exception):
+    """Why it cannot be said what a field is made of."""
+
+
+class Identity(NamedTuple):
+    """Two fields with the same key compute the same from the same networks while those live."""
+
+    key: Hashable
+    networks: tuple[nn.Module, ...]
+    """The modules whose weights the field reads."""
+    owners: tuple[Any, ...]
+    """What must live for the key to have a meaning: it contains their ids."""
+
+
+def identity_of(field: VelocityField) -> Identity:
+    """The identity of a module, a role of a shared backbone, or a wrapper that is a dataclass around such fields.
+
+    Raises:
+        Unknown: the field is, or contains, something else, such as a function.
+    """
+    if isinstance(field, nn.Module):
+        return Identity(("module", id(field)), (field,), (field,))
+    if dataclasses.is_dataclass(field) and not isinstance(field, type):
+        return _wrapper(field)
+    if isinstance(field, SharedBackbone):
+        backbone = field.backbone
+        network = getattr(backbone, "network", backbone)
+        if not isinstance(network, nn.Module):
+            raise Unknown(f"the backbone of the field is a {type(backbone).__name__} without a network")
+        role = getattr(field, "role", None)
+        return Identity((type(field), id(backbone), _constant("role", role)), (network,), (backbone,))
+    raise Unknown(f"the field is a {type(field).__name__}, not an nn.Module or a wrapper of one, so its weights are hidden")
+
+
+def _wrapper(field: Any) -> Identity:
+    key: list[Hashable] = [type(field)]
+    networks: list[nn.Module] = []
+    owners: list[Any] = []
+    for part in dataclasses.fields(field):
+        value = getattr(field, part.name)
+        if not callable(value) or isinstance(value, type):
+            key.append(_constant(part.name, value))
+            continue
+        inner = identity_of(value)
+        key.append(inner.key)
+        networks += inner.networks
+        owners += inner.owners
+    return Identity(tuple(key), tuple(networks), tuple(owners))
+
+
+def _constant(name: str, value: Any) -> Hashable:
+    if isinstance(value, Tensor) or not isinstance(value, Hashable):
+        raise Unknown(f"{name} is a {type(value).__name__}, of which it cannot be seen whether it has changed")
+    return value
+
+
+def condition_key(condition: Condition) -> Hashable:
+    """What must be equal for two conditions to fit into the same memory; everything but tensors counts by its value.
+
+    Raises:
+        Unknown: a value that cannot be compared.
+    """
+    return tuple((name, _value_key(name, value)) for name, value in condition.items())
+
+
+def _value_key(name: str, value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape[1:], value.dtype, value.shape[0] == 1
+    if isinstance(value, Mapping):
+        return condition_key(value)
+    return type(value), _constant(name, value)
+
+
+def fingerprint(networks: tuple[nn.Module, ...]) -> Hashable:
+    """Where the weights lie, and the flags, numbers and hooks of every module: what a recording contains as constants.
+
+    The values of the weights are not part of it: they are read from where they lie.
+    """
+    return tuple(tuple(_parts(module)) for network in networks for module in network.modules())
+
+
+def _parts(module: nn.Module) -> Iterator[Hashable]:
+    for tensors in (module._parameters, module._buffers):
+        for tensor in tensors.values():
+            yield None if tensor is None else (tensor.data_ptr(), tensor.dtype)
+    for name, value in vars(module).items():
+        if isinstance(value, bool | int | float | str):
+            yield name, value
+    yield tuple(module._forward_hooks), tuple(module._forward_pre_hooks)
