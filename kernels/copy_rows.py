@@ -28,6 +28,8 @@ def _copy_rows_kernel(
     columns = (program - row * pieces) * PIECE + tl.arange(0, PIECE)
     mask = columns < width
     values = tl.load(source_ptr + tl.load(source_rows_ptr + row) * width + columns, mask=mask)
+    if source_ptr.dtype.element_ty == tl.float64 and target_ptr.dtype.element_ty != tl.float64:
+        values = values.to(tl.float32)  # as torch, which rounds to float32 first
     target = target_ptr + tl.load(target_rows_ptr + row) * width + columns
     tl.store(target, values.to(target_ptr.dtype.element_ty), mask=mask)
 

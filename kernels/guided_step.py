@@ -82,17 +82,20 @@ def _guided_step_kernel(
         for j in tl.static_range(MEMORIES):
             in_increment = tl.load(numbers_ptr + (1 + j) * slots)
             in_offset = tl.load(numbers_ptr + (2 + MEMORIES + j) * slots)
-            needed = mask & ((in_increment != 0.0) | (in_offset != 0.0))
+            # A row reads all of a memory or none of it; the same for writing.
+            needed = tl.where(in_increment != 0.0, width, tl.where(in_offset != 0.0, width, 0))
             place = memory_ptr + j * stride + offsets
-            remembered = tl.load(place, mask=needed, other=0.0)
+            remembered = tl.load(place, mask=columns < needed, other=0.0)
             increment += _term(in_increment, remembered)
             offset += _term(in_offset, remembered)
-            tl.store(place, velocity, mask=mask & (store == j))
+            tl.store(place, velocity, mask=columns < tl.where(store == j, width, 0))
         displacement = tl.load(displacement_ptr + offsets, mask=mask, other=0.0) + increment
         start = tl.load(start_ptr + offsets, mask=mask, other=0.0)
         tl.store(displacement_ptr + offsets, displacement, mask=mask)
-        following = (start + (displacement + offset)).to(inputs_ptr.dtype.element_ty)
-        tl.store(inputs_ptr + offsets, following, mask=mask)
+        following = start + (displacement + offset)
+        if inputs_ptr.dtype.element_ty != tl.float64:  # as torch, which rounds to float32 first
+            following = following.to(tl.float32)
+        tl.store(inputs_ptr + offsets, following.to(inputs_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_guided_step(

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from mfd_fast.mean_velocity import mean_velocity, mean_velocity_pair
-from mfd_fast.rollout.compiled import NotCompilable, compiled_field, network_of, remember
+from mfd_fast.rollout.captured import why_not_captured
+from mfd_fast.rollout.compiled import Measured, NotCompilable, compiled_field, network_of, remember
+from mfd_fast.rollout.identity import Unknown, identity_of
+from mfd_fast.rollout.runners import NotPossible
 from mfd_fast.rows import map_tensors
 from mfd_fast.types import Condition, VelocityField
 
 STEPS = 8
 REPEATS = 5
+GAIN = 1.05
+"""How many times faster than eager a runner must be to be chosen."""
+WORDS = {"compiled": "the compiled copy is", "captured": "recorded evaluations are"}
 
 
 class WarmupReport(NamedTuple):
@@ -57,15 +63,10 @@ def warmup(
     Raises:
         TypeError, ValueError: as `mfd_fast.mean_velocity`.
     """
-    # Imported here because it takes longer than the rest of the package together.
-    from torch._dynamo.exc import TorchDynamoException
-
     both = [field] if auxiliary is None else [field, auxiliary]
-    try:
-        for part in both:
-            compiled_field(part)
-    except NotCompilable as why:
-        return WarmupReport("eager", str(why), {}, 0.0)
+    found, why = _candidates(both, x.device)
+    if not found:
+        return WarmupReport("eager", why, {}, 0.0)
     rows_of: dict[str, Any] = {"condition": condition, "negative_condition": negative_condition}
     integrate: Any = mean_velocity if auxiliary is None else mean_velocity_pair
 
@@ -88,28 +89,68 @@ def warmup(
 
     begin = time.perf_counter()
     # A batch of one row is a graph of its own for the compiler; every other size shares one.
-    try:
-        for rows in {1, max(1, x.shape[0] // 2), x.shape[0]}:
-            run("compiled", rows)
-    except TorchDynamoException as error:
-        _remember(both, None)
-        return WarmupReport("eager", f"torch.compile failed: {str(error).splitlines()[0]}", {}, 0.0)
+    failed = _try(found, lambda runner: [run(runner, rows) for rows in {1, max(1, x.shape[0] // 2), x.shape[0]}])
     compile_seconds = time.perf_counter() - begin
-    seconds = {
-        runner: statistics.median(run(runner, x.shape[0]) for _ in range(REPEATS)) for runner in ("eager", "compiled")
-    }
-    gain = seconds["eager"] / seconds["compiled"]
-    words = f"the compiled copy is {gain:.2f} times as fast on {x.shape[0]} rows"
-    chosen = gain > 1.05
-    _remember(both, words if chosen else None)
-    return WarmupReport("compiled" if chosen else "eager", words, seconds, compile_seconds)
+    runners = ["eager", *(runner for runner in found if runner not in failed)]
+    if len(runners) == 1:
+        _remember(both, None)
+        return WarmupReport("eager", "; ".join(failed.values()), {}, 0.0)
+    seconds = {runner: statistics.median(run(runner, x.shape[0]) for _ in range(REPEATS)) for runner in runners}
+    return _choose(both, seconds, x.shape[0], compile_seconds)
 
 
-def _remember(fields: list[VelocityField], words: str | None) -> None:
+def _candidates(fields: list[VelocityField], device: torch.device) -> tuple[list[str], str]:
+    """Runners other than eager that are worth trying for all of the fields, and why others are not."""
+    found, reasons = [], []
+    try:
+        for field in fields:
+            compiled_field(field)
+        found.append("compiled")
+    except NotCompilable as why:
+        reasons.append(str(why))
+    if why_not_captured(device) is None:
+        try:
+            for field in fields:
+                identity_of(field)
+            found.append("captured")
+        except Unknown as why_unknown:
+            reasons.append(str(why_unknown))
+    return found, "; ".join(dict.fromkeys(reasons))
+
+
+def _try(runners: list[str], run: Callable[[str], object]) -> dict[str, str]:
+    """Run each of them; what went wrong with some, in words."""
+    # Imported here because it takes longer than the rest of the package together.
+    from torch._dynamo.exc import TorchDynamoException
+
+    failed = {}
+    for runner in runners:
+        try:
+            run(runner)
+        except TorchDynamoException as error:
+            failed[runner] = f"torch.compile failed: {str(error).splitlines()[0]}"
+        except ValueError as error:
+            if not isinstance(error.__cause__, NotPossible):
+                raise
+            failed[runner] = str(error)
+    return failed
+
+
+def _choose(fields: list[VelocityField], seconds: dict[str, float], rows: int, compile_seconds: float) -> WarmupReport:
+    """Let ``auto`` use what is faster than eager by `GAIN`, the fastest first."""
+    gains = {runner: seconds["eager"] / seconds[runner] for runner in seconds if runner != "eager"}
+    best = max(gains, key=lambda runner: gains[runner])
+    words = f"{WORDS[best]} {gains[best]:.2f} times as fast on {rows} rows"
+    faster = tuple(sorted((runner for runner in gains if gains[runner] > GAIN), key=lambda runner: -gains[runner]))
+    _remember(fields, Measured(faster, words) if faster else None)
+    return WarmupReport(faster[0] if faster else "eager", words, seconds, compile_seconds)
+
+
+def _remember(fields: list[VelocityField], measured: Measured | None) -> None:
     for field in fields:
         module = network_of(field)
-        assert module is not None, "a field that was compiled has a network"
-        remember(module, words)
+        assert module is not None, "a field that was compiled or recorded has a network"
+        remember(module, measured)
 
 
 def _cut(value: Any, rows: int) -> Any:

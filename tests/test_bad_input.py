@@ -98,9 +98,9 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "runner": (
         {"runner": "eagr"},
         ValueError,
-        r"^runner must be one of auto, eager, compiled, got 'eagr'; did you mean 'eager'\?$",
+        r"^runner must be one of auto, eager, compiled, captured, got 'eagr'; did you mean 'eager'\?$",
     ),
-    "runner-none": ({"runner": None}, ValueError, "^runner must be one of auto, eager, compiled, got None$"),
+    "runner-none": ({"runner": None}, ValueError, "^runner must be one of auto, eager, compiled, captured, got None$"),
     "rtol-fixed": (
         {"rtol": 1e-3},
         ValueError,
@@ -119,6 +119,14 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"solver": "rk4", "max_evaluations": 3},
         ValueError,
         "^max_evaluations must allow one step .* 4 eval",
+    ),
+    "rows-zero": ({"max_rows": 0}, ValueError, "^max_rows must be at least 1, got 0$"),
+    "rows-float": ({"max_rows": 2.0}, TypeError, "^max_rows must be an int, got float$"),
+    "rows-guided": ({"max_rows": 1, **GUIDED}, ValueError, "^max_rows must be at least 2, the network rows of one sam"),
+    "rows-other-library": (
+        {"solver": "torchdiffeq:rk4", "max_rows": 9},
+        ValueError,
+        "^max_rows is not available",
     ),
     "budget-guided": ({"max_evaluations": 1, **GUIDED}, ValueError, "^max_evaluations must be at least 2, the cost of"),
     "budget-library": (

@@ -89,7 +89,7 @@ def make_schedule(lengths: Tensor, slots: int) -> Schedule:
     The longest waiting row goes to the slot that is free first (longest processing time first, Graham 1969).
     """
     core = native.core()
-    if core is None:
+    if core is None or torch._C._functorch.is_functorch_wrapped_tensor(lengths):  # which has no memory to read
         return schedule_reference(lengths, slots)
     order, slot, begin, live = core.schedule(lengths.contiguous().numpy(), slots)
     return Schedule(*map(torch.from_numpy, (order, slot, begin)), live.tolist())
@@ -97,13 +97,13 @@ def make_schedule(lengths: Tensor, slots: int) -> Schedule:
 
 def schedule_reference(lengths: Tensor, slots: int) -> Schedule:
     """The definition of `make_schedule`."""
-    rows = len(lengths)
-    order = sorted(range(rows), key=lambda row: -int(lengths[row]))
+    rows, needed = len(lengths), lengths.tolist()
+    order = sorted(range(rows), key=lambda row: -needed[row])
     free = [(0, place) for place in range(min(slots, rows))]
     slot, begin = [0] * rows, [0] * rows
     for row in order:
         begin[row], slot[row] = heapq.heappop(free)
-        heapq.heappush(free, (begin[row] + int(lengths[row]), slot[row]))
+        heapq.heappush(free, (begin[row] + needed[row], slot[row]))
     by_end = sorted(free, key=lambda pair: (-pair[0], pair[1]))
     name = {place: rank for rank, (_, place) in enumerate(by_end)}
     live = [sum(end > evaluation for end, _ in free) for evaluation in range(by_end[0][0] if by_end else 0)]

@@ -279,7 +279,7 @@ def test_auto_runs_eager_where_a_warm_module_is_wrapped_in_something_unknown(
         def __call__(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
             return network(x, t, **condition)
 
-    monkeypatch.setitem(compiled._WARM, network, "it was faster")
+    monkeypatch.setitem(compiled._WARM, network, compiled.Measured(("compiled",), "it was faster"))
     x, t, r, condition = problem()
     options = {"condition": condition, "return_stats": True}
     assert mfd_fast.mean_velocity(network, x, t, r, **options)[1].runner == "compiled"
