@@ -75,9 +75,9 @@ def mean_velocity(
         atol: absolute tolerance of adaptive solvers (default 1e-2).
         max_evaluations: ends a row that has used up so many evaluations (a guided one counts as 2); the default lets
             fixed steps finish and ends an adaptive row with an unreachable tolerance.
-        max_rows: network rows computed at once, where memory is short; a guided sample takes 2, and a pair on one backbone
-            takes the rows of both. A row that ends makes room for the longest one waiting (adaptive solvers and
-            ``differentiable`` compute one part of the batch after the other). The default computes all rows together.
+        max_rows: network rows computed at once, where memory is short; a guided sample takes 2, and a pair on one
+            backbone takes the rows of both. A row that ends makes room for the longest one waiting (adaptive solvers
+            and ``differentiable`` compute one part of the batch after the other). The default computes all together.
         condition: keyword arguments of the field; tensors have leading dimension B, or 1 to be shared by all rows.
         negative_condition: what guidance pushes away from; names it lacks are taken from ``condition``.
         guidance_scale: 1.0 is off; a number or ``[B]``.
@@ -86,8 +86,9 @@ def mean_velocity(
             evaluations, change the result and read from the device once an evaluation; `mfd_fast.recommend` measures
             what they cost.
         field_dtype: dtype in which the field gets x (default: the dtype of x); its output is cast up.
-        runner: "eager" is the definition; "compiled" runs a compiled copy of the field that shares its weights; "auto"
-            does so where `mfd_fast.warmup` has found it faster, and never compiles by itself.
+        runner: "eager" is the definition; "compiled" runs a compiled copy of the field that shares its weights;
+            "captured" replays CUDA graphs, which contain the numbers that the network's attributes had when they were
+            recorded; "auto" does what `mfd_fast.warmup` has found fastest, and never compiles or records by itself.
         differentiable: back-propagate through the solver; otherwise the result is a constant.
         return_stats: also return a `RolloutStats`, and report rows that failed there instead of raising.
         check_finite: False leaves it to the caller to look for NaN and infinity in the result of fixed steps; on CUDA

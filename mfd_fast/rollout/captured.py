@@ -11,9 +11,11 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from mfd_fast.rollout import graphs
 from mfd_fast.rollout.compiled import NotCompilable, compiled_field
@@ -23,7 +25,7 @@ from mfd_fast.rollout.identity import Identity, Unknown, condition_key, fingerpr
 from mfd_fast.rollout.limited import row_limit
 from mfd_fast.rollout.plan import Schedule, bucket, buckets, make_schedule
 from mfd_fast.rollout.problem import Problem
-from mfd_fast.rollout.program import Program, program_of
+from mfd_fast.rollout.program import NotLinear, Program, program_of
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.rollout.slots import Slots, integrate_slots
 from mfd_fast.rollout.table import Intervals
@@ -42,27 +44,31 @@ class Recording:
     """The slots of one field and a recording for each batch size that was needed so far."""
 
     def __init__(self, problem: Problem, program: Program, slots: int) -> None:
-        recorder = graphs.RECORDERS[problem.x.device.type]
         self.lock = threading.Lock()
         self.slots = Slots(problem.x, problem.condition, problem.field_dtype, program.memories, slots)
-        self.constants: Hashable = None
-        """The fingerprint of the networks as they were recorded."""
-        self._new_recorder: Callable[[], Recorder] = lambda: recorder(problem.x.device)
-        self.recorder = self._new_recorder()
+        self._constants: Hashable = None
+        self._device = problem.x.device
+        self._recorder: Recorder | None = None
         self.replays: dict[int, Callable[[], None]] = {}
 
-    def prepare(self, field: VelocityField, constants: Hashable, sizes: set[int]) -> None:
+    def prepare(self, field: VelocityField, networks: tuple[nn.Module, ...], sizes: set[int]) -> None:
         """Record what is missing, the largest batch first so that the smaller ones find its memory."""
-        if constants != self.constants:
+        if self._recorder is None or fingerprint(networks) != self._constants:
             self.replays.clear()
-            self.recorder = self._new_recorder()
-            self.constants = constants
+            self._recorder = graphs.RECORDERS[self._device.type](self._device)
         missing = sorted(sizes - self.replays.keys(), reverse=True)
         if missing:
             # No slot is at work in a recording, whatever the last rollout has left behind.
             self.slots.state.coefficients.zero_()
         for rows in missing:
-            self.replays[rows] = self.recorder.record(lambda rows=rows: self.slots.advance(field, rows))
+            self.replays[rows] = self._recorder.record(partial(self.slots.advance, field, rows))
+        # Afterwards: a network may prepare something for itself, or count, when it is first run.
+        self._constants = fingerprint(networks)
+
+    def begin(self) -> None:
+        """Called before the evaluations of a rollout."""
+        assert self._recorder is not None
+        self._recorder.begin()
 
     def advance(self, rows: int) -> None:
         """One evaluation of the first ``rows`` slots."""
@@ -86,7 +92,7 @@ class CapturedRollout(NamedTuple):
     def run(self, problem: Problem, _: RolloutOptions) -> Rollout:
         """The rollout of the problem that was prepared; rows come back in the caller's order."""
         with self.recording.lock, torch.no_grad():
-            self.recording.recorder.begin()
+            self.recording.begin()
             return integrate_slots(
                 self.recording.slots,
                 self.recording.advance,
@@ -117,7 +123,7 @@ def prepare_captured(problem: Problem, options: RolloutOptions) -> CapturedRollo
     recording = _recording(problem, identity, program, options.solver, count)
     with recording.lock, torch.no_grad():
         try:
-            recording.prepare(_fastest(problem.field), fingerprint(identity.networks), set(batches))
+            recording.prepare(_fastest(problem.field), identity.networks, set(batches))
         except RuntimeError as error:
             forget_all()
             raise NotCapturable(f"recording it failed: {str(error).splitlines()[0]}") from error
@@ -143,8 +149,8 @@ def check_capturable(problem: Problem, options: RolloutOptions) -> tuple[Identit
     try:
         condition_key(problem.condition)
         return identity_of(problem.field), program_of(solver)
-    except Unknown as why_unknown:
-        raise NotCapturable(str(why_unknown)) from why_unknown
+    except (Unknown, NotLinear) as reason:
+        raise NotCapturable(str(reason)) from reason
 
 
 def why_not_captured(device: torch.device) -> str | None:

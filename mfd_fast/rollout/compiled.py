@@ -53,6 +53,8 @@ class CompiledCopy:
 
 
 _COPIES: "WeakKeyDictionary[nn.Module, CompiledCopy]" = WeakKeyDictionary()
+
+
 class Measured(NamedTuple):
     """What a warm-up has found for a module."""
 

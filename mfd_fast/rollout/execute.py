@@ -15,7 +15,7 @@ from mfd_fast.rollout.library import integrate_with_library
 from mfd_fast.rollout.limited import integrate_in_parts, integrate_limited, intervals_of, row_limit
 from mfd_fast.rollout.plan import Plan, make_plan
 from mfd_fast.rollout.problem import Problem
-from mfd_fast.rollout.program import program_of
+from mfd_fast.rollout.program import NotLinear, Program, program_of
 from mfd_fast.rollout.result import Rollout
 from mfd_fast.rollout.table import Intervals
 from mfd_fast.solvers import Solver, TorchdiffeqSolver, get_solver
@@ -131,12 +131,21 @@ def execute(problem: Problem, options: RolloutOptions) -> Rollout:
     limit = row_limit(options.max_rows, problem.cost, problem.x.shape[0])
     if limit == problem.x.shape[0]:
         return _execute_at_once(problem, options)
-    if options.with_gradient or not options.fixed_steps:
+    program = None if options.with_gradient or not options.fixed_steps else _program(options)
+    if program is None:
         return integrate_in_parts(problem, limit, lambda part: _execute_at_once(part, options))
+    with torch.no_grad():
+        return integrate_limited(problem, program, plan_intervals(problem, options), limit)
+
+
+def _program(options: RolloutOptions) -> Program | None:
+    """The solver in single evaluations, or None if it cannot be taken apart."""
     solver = get_solver(options.solver)
     assert not isinstance(solver, TorchdiffeqSolver)
-    with torch.no_grad():
-        return integrate_limited(problem, program_of(solver), plan_intervals(problem, options), limit)
+    try:
+        return program_of(solver)
+    except NotLinear:
+        return None
 
 
 def plan_intervals(problem: Problem, options: RolloutOptions) -> Intervals:

@@ -39,7 +39,7 @@ def integrate_fixed(evaluate: RowEvaluator, x: Tensor, t: Tensor, r: Tensor, pla
 
 
 def mean_over(displacement: Tensor, velocity: Tensor, t: Tensor, r: Tensor, planned: Tensor, run: Tensor) -> Tensor:
-    """Displacements ``[B, ...]`` over the time that ``run`` of the ``planned`` steps covered; velocities without a step.
+    """Displacements ``[B, ...]`` over the time that ``run`` of ``planned`` steps covered; velocities without a step.
 
     All but the first two ``[B]`` in the dtype of the state.
     """

@@ -40,11 +40,13 @@ def identity_of(field: VelocityField) -> Identity:
             raise Unknown(f"the backbone of the field is a {type(backbone).__name__} without a network")
         role = getattr(field, "role", None)
         return Identity((type(field), id(backbone), _constant("role", role)), (network,), (backbone,))
-    raise Unknown(f"the field is a {type(field).__name__}, not an nn.Module or a wrapper of one, so its weights are hidden")
+    raise Unknown(
+        f"the field is a {type(field).__name__}, not an nn.Module or a wrapper of one, so its weights are hidden"
+    )
 
 
 def _wrapper(field: Any) -> Identity:
-    key: list[Hashable] = [type(field)]
+    key: list[Any] = [type(field)]
     networks: list[nn.Module] = []
     owners: list[Any] = []
     for part in dataclasses.fields(field):
@@ -83,9 +85,10 @@ def _value_key(name: str, value: Any) -> Hashable:
 
 
 def fingerprint(networks: tuple[nn.Module, ...]) -> Hashable:
-    """Where the weights lie, and the flags, numbers and hooks of every module: what a recording contains as constants.
+    """Where the weights lie, and flags, real numbers, names and hooks of every module: what a recording contains.
 
-    The values of the weights are not part of it: they are read from where they lie.
+    The values of the weights are not part of it: they are read from where they lie. Neither are integers, which are
+    sizes, or count calls and would then differ every time.
     """
     return tuple(tuple(_parts(module)) for network in networks for module in network.modules())
 
@@ -95,6 +98,6 @@ def _parts(module: nn.Module) -> Iterator[Hashable]:
         for tensor in tensors.values():
             yield None if tensor is None else (tensor.data_ptr(), tensor.dtype)
     for name, value in vars(module).items():
-        if isinstance(value, bool | int | float | str):
+        if isinstance(value, bool | float | str):
             yield name, value
     yield tuple(module._forward_hooks), tuple(module._forward_pre_hooks)

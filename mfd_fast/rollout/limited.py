@@ -26,7 +26,8 @@ def row_limit(max_rows: int | None, cost: int, rows: int) -> int:
         return rows
     if max_rows < cost:
         raise ValueError(
-            f"max_rows must be at least {cost}, the network rows of one sample (guidance and pairs count), got {max_rows}"
+            f"max_rows must be at least {cost}, the network rows of one sample with guidance and pairing, "
+            f"got {max_rows}"
         )
     return min(rows, max_rows // cost)
 
@@ -34,8 +35,8 @@ def row_limit(max_rows: int | None, cost: int, rows: int) -> int:
 def intervals_of(problem: Problem, steps: Tensor, solver: Solver, budget: int | None) -> Intervals:
     """The rows of ``problem``, cut into ``steps`` ``[B]``, within ``budget`` evaluations a row."""
     run = steps_within(steps, solver, budget)
-    ends = (time.to(problem.x.dtype).double() for time in (problem.times.host_t, problem.times.host_r))
-    return Intervals(*ends, steps, run, evaluations_of(run, solver))
+    t, r = (time.to(problem.x.dtype).double() for time in (problem.times.host_t, problem.times.host_r))
+    return Intervals(t, r, steps, run, evaluations_of(run, solver))
 
 
 def integrate_limited(problem: Problem, program: Program, intervals: Intervals, limit: int) -> Rollout:

@@ -84,15 +84,15 @@ def evaluations_of(run: Tensor, solver: Solver) -> Tensor:
 
 
 def make_schedule(lengths: Tensor, slots: int) -> Schedule:
-    """The schedule of rows of ``lengths`` ``[B]`` int64 on the CPU, in evaluations, when ``slots`` are computed at once.
+    """The schedule of rows of ``lengths`` ``[B]`` (int64, on the CPU, evaluations) with ``slots`` computed at once.
 
     The longest waiting row goes to the slot that is free first (longest processing time first, Graham 1969).
     """
     core = native.core()
     if core is None or torch._C._functorch.is_functorch_wrapped_tensor(lengths):  # which has no memory to read
         return schedule_reference(lengths, slots)
-    order, slot, begin, live = core.schedule(lengths.contiguous().numpy(), slots)
-    return Schedule(*map(torch.from_numpy, (order, slot, begin)), live.tolist())
+    order, slot, begin, live = (torch.from_numpy(part) for part in core.schedule(lengths.contiguous().numpy(), slots))
+    return Schedule(order, slot, begin, live.tolist())
 
 
 def schedule_reference(lengths: Tensor, slots: int) -> Schedule:
@@ -107,8 +107,9 @@ def schedule_reference(lengths: Tensor, slots: int) -> Schedule:
     by_end = sorted(free, key=lambda pair: (-pair[0], pair[1]))
     name = {place: rank for rank, (_, place) in enumerate(by_end)}
     live = [sum(end > evaluation for end, _ in free) for evaluation in range(by_end[0][0] if by_end else 0)]
-    tensors = (torch.tensor(part, dtype=torch.int64) for part in (order, [name[place] for place in slot], begin))
-    return Schedule(*tensors, live)
+    named = [name[place] for place in slot]
+    order_tensor, slot_tensor, begin_tensor = (torch.tensor(part, dtype=torch.int64) for part in (order, named, begin))
+    return Schedule(order_tensor, slot_tensor, begin_tensor, live)
 
 
 def bucket(rows: int, limit: int) -> int:

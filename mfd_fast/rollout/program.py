@@ -94,7 +94,9 @@ def program_of(solver: Solver) -> Program:
 
 
 def _alike(one: Phase, other: Phase) -> bool:
-    numbers = zip((one.position, *one.increment, *one.offset), (other.position, *other.increment, *other.offset), strict=True)
+    numbers = zip(
+        (one.position, *one.increment, *one.offset), (other.position, *other.increment, *other.offset), strict=True
+    )
     return one.store == other.store and all(abs(a - b) < ROUNDING for a, b in numbers)
 
 

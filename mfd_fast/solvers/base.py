@@ -23,7 +23,9 @@ class Step(NamedTuple):
 
 
 class Solver(Protocol):
-    """A method of integration; objects are stateless and shared."""
+    """A method of integration; objects are stateless, shared, and equal where they integrate alike."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def order(self) -> int:

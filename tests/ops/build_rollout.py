@@ -34,7 +34,10 @@ ADDRESSES = {
 def step(memories: int, width: int, state: torch.dtype, field: torch.dtype, guided: bool) -> None:
     slots, rows = 64, 48
     x = torch.ones(slots, width, dtype=state)
-    memory, coefficients = torch.ones(memories, slots, width, dtype=state), torch.ones(5 + 2 * memories, slots, dtype=state)
+    memory, coefficients = (
+        torch.ones(memories, slots, width, dtype=state),
+        torch.ones(5 + 2 * memories, slots, dtype=state),
+    )
     velocity = torch.ones(rows, width, dtype=field)
     guidance = torch.ones(rows, dtype=state)
     guided_step.launch_guided_step(
@@ -45,9 +48,7 @@ def step(memories: int, width: int, state: torch.dtype, field: torch.dtype, guid
 
 def copy(width: int, source: torch.dtype, target: torch.dtype) -> None:
     rows = torch.arange(48)
-    copy_rows.launch_copy_rows(
-        torch.ones(64, width, dtype=source), rows, torch.ones(64, width, dtype=target), rows
-    )
+    copy_rows.launch_copy_rows(torch.ones(64, width, dtype=source), rows, torch.ones(64, width, dtype=target), rows)
 
 
 CASES: dict[str, Callable[[], None]] = {
