@@ -9,10 +9,10 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfd_fast import native
 from mfd_fast.closed_forms import Gaussian
@@ -21,6 +21,7 @@ from mfd_fast.models.attention import why_unavailable
 from mfd_fast.ops import launchers
 from mfd_fast.ops.step_control import advance_reference
 from mfd_fast.rollout.execute import RUNNERS
+from mfd_fast.rollout.runners import PREPARE, WHY_NOT
 from mfd_fast.step_control import AdaptiveSteps
 
 
@@ -66,6 +67,7 @@ def examine() -> list[Check]:
         _triton(),
         _cuda_graphs(),
         _compile(),
+        _runners(),
         _attention("flash-attn", "flash_attn"),
         _attention("xformers", "xformers"),
         *(_package(package) for package in OPTIONAL_PACKAGES),
@@ -168,6 +170,17 @@ def _runner(name: str, runner: str, detail: str) -> Check:
     return Check(name, False, f"possible here, but this version has no runner for it (runners: {', '.join(RUNNERS)})")
 
 
+def _runners() -> Check:
+    """Who may execute rollouts on the device that is there, and why others may not."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compiler = _compile()
+    why_not = {name: why(device) for name, why in WHY_NOT.items()}
+    why_not["compiled"] = None if compiler.active else compiler.detail
+    possible = ", ".join(name for name in PREPARE if why_not.get(name) is None)
+    reasons = "".join(f"; not {name}: {why_not[name]}" for name in PREPARE if why_not.get(name) is not None)
+    return Check("runners", True, f"on {device.type}: {possible}{reasons}")
+
+
 def _attention(backend: str, module: str) -> Check:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     why = why_unavailable(backend, device, torch.bfloat16)
@@ -221,11 +234,31 @@ def _relative_rms(actual: Tensor, expected: Tensor) -> float:
     return float(difference / expected.double().square().mean().sqrt())
 
 
-def _euler_product(device: torch.device, dtype: torch.dtype) -> float:
+def _euler_product(device: torch.device, dtype: torch.dtype, **options: Any) -> float:
     """Ten Euler steps against the product that they are in closed form: rounding alone, no truncation."""
     x, t, r = _intervals(device, dtype)
     expected = _LAW.euler_mean_velocity(x.double(), t.double(), r.double(), steps=10)
-    return _relative_rms(mean_velocity(_LAW, x, t, r, steps=10), expected)
+    return _relative_rms(mean_velocity(_LAW, x, t, r, steps=10, **options), expected)
+
+
+class _Decay(nn.Module):
+    """The field ``-rate * x``; CUDA graphs are made of modules alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.linspace(0.5, 2.0, 8))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return -self.rate * x
+
+
+def _captured(device: torch.device) -> float | None:
+    """Recorded steps against those of the definition."""
+    if WHY_NOT["captured"](device) is not None:
+        return None
+    field, (x, t, r) = _Decay().to(device), _intervals(device, torch.float32)
+    found, expected = (mean_velocity(field, x, t, r, solver="ab2", runner=name) for name in ("captured", "eager"))
+    return _relative_rms(found, expected)
 
 
 def _fixed_steps(device: torch.device, solver: str) -> float:
@@ -284,6 +317,8 @@ class SelfTest(NamedTuple):
 SELF_TESTS: dict[str, SelfTest] = {
     "euler, 10 steps, float64": SelfTest(lambda device: _euler_product(device, torch.float64), 1e-12),
     "euler, 10 steps, float32": SelfTest(lambda device: _euler_product(device, torch.float32), 1e-6),
+    "euler, 5 rows at once": SelfTest(lambda device: _euler_product(device, torch.float64, max_rows=5), 1e-12),
+    "ab2, CUDA graphs": SelfTest(_captured, 1e-5, "no CUDA graphs on this device"),
     "euler, step size 0.05": SelfTest(lambda device: _fixed_steps(device, "euler"), 1e-1),
     "heun, step size 0.05": SelfTest(lambda device: _fixed_steps(device, "heun"), 2e-3),
     "ab2, step size 0.05": SelfTest(lambda device: _fixed_steps(device, "ab2"), 4e-3),

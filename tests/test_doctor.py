@@ -4,8 +4,9 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from mfd_fast.doctor import Check, as_json, examine, format_checks, self_test
 from mfd_fast.mean_velocity import mean_velocity
 from mfd_fast.ops import launchers
 from mfd_fast.ops.step_control import ControlState, advance_reference
+from mfd_fast.rollout import captured, graphs
+from mfd_fast.rollout.execute import RUNNERS
+from mfd_fast.rollout.runners import PREPARE
 
 
 @pytest.fixture
@@ -98,6 +102,17 @@ def test_compiler_on_path_decides_about_compile(monkeypatch: pytest.MonkeyPatch)
     assert found("torch.compile") == Check("torch.compile", False, expected)
 
 
+def test_runners_of_this_machine_with_reasons_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    expected = "on cpu: eager, compiled; not captured: CUDA graphs need a CUDA device, this one is cpu"
+    assert found("runners") == Check("runners", True, expected)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert found("runners").detail.startswith("on cpu: eager; not compiled: no C++ compiler on PATH")
+    assert set(PREPARE) | {"auto"} == set(RUNNERS)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
 def test_without_a_gpu_each_reason_says_so() -> None:
     for name in ("Triton", "CUDA graphs"):
@@ -134,12 +149,41 @@ def test_self_test_passes() -> None:
     assert [result.name for result in results] == list(doctor.SELF_TESTS)
     assert [result for result in results if result.failed] == []
     assert [result.name for result in results if not result.active] in (
-        ["step control, Triton"],
-        ["step control, C++", "step control, Triton"],
+        ["ab2, CUDA graphs", "step control, Triton"],
+        ["ab2, CUDA graphs", "step control, C++", "step control, Triton"],
     )
 
 
-@pytest.mark.parametrize("name", [name for name in doctor.SELF_TESTS if not name.startswith("step control")])
+ON_A_DEVICE = ("step control", "ab2, CUDA graphs")
+
+
+class Repeating:
+    """What a device would record is run again."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cpu"
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+    def begin(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_self_test_of_recordings(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(*arguments: Any, runner: str = "eager", **options: Any) -> Any:
+        u = mean_velocity(*arguments, runner=runner, **options)
+        return factor * u if runner == "captured" else u
+
+    monkeypatch.setitem(graphs.RECORDERS, "cpu", Repeating)
+    monkeypatch.setattr(doctor, "mean_velocity", scaled)
+    result = {result.name: result for result in self_test()}["ab2, CUDA graphs"]
+    assert (result.active, result.failed) == (factor == 1.0, factor != 1.0)
+    captured.forget_all()
+
+
+@pytest.mark.parametrize("name", [name for name in doctor.SELF_TESTS if not name.startswith(ON_A_DEVICE)])
 def test_self_test_notices_wrong_velocities(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = mean_velocity
     bound = doctor.SELF_TESTS[name].bound

@@ -157,7 +157,7 @@ def why_not_captured(device: torch.device) -> str | None:
     """Why nothing can be recorded on ``device``, or None."""
     if device.type in graphs.RECORDERS:
         return None
-    return f"CUDA graphs need a CUDA device, x is on {device.type}"
+    return f"CUDA graphs need a CUDA device, this one is {device.type}"
 
 
 def _fastest(field: VelocityField) -> VelocityField:

@@ -415,7 +415,7 @@ def test_ambient_autocast_is_refused_and_the_wrapper_is_not(network: Network) ->
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
 def test_without_a_device_it_is_refused(network: Network) -> None:
     x, t, r, condition = problem()
-    with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, x is on cpu"):
+    with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, this one is cpu"):
         mfd_fast.mean_velocity(network, x, t, r, condition=condition, runner="captured")
 
 
