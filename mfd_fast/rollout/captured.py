@@ -10,7 +10,7 @@ replay.
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,19 +51,37 @@ class Recording:
         self._recorder: Recorder | None = None
         self.replays: dict[int, Callable[[], None]] = {}
 
-    def prepare(self, field: VelocityField, networks: tuple[nn.Module, ...], sizes: set[int]) -> None:
-        """Record what is missing, the largest batch first so that the smaller ones find its memory."""
-        if self._recorder is None or fingerprint(networks) != self._constants:
-            self.replays.clear()
-            self._recorder = graphs.RECORDERS[self._device.type](self._device)
+    def prepare(
+        self, fields: Sequence[VelocityField], networks: tuple[nn.Module, ...], sizes: set[int]
+    ) -> RuntimeError | None:
+        """Record what is missing with the first of ``fields`` (all the same but in speed) that can be recorded.
+
+        Returns:
+            What went wrong with the last of them, if none can.
+        """
+        error = None
+        for field in fields:
+            if self._recorder is None or fingerprint(networks) != self._constants:
+                self.replays.clear()
+                self._recorder = graphs.RECORDERS[self._device.type](self._device)
+            try:
+                self._record(field, sizes, self._recorder)
+            except RuntimeError as problem:
+                error, self._recorder = problem, None
+                continue
+            # Afterwards: a network may prepare something for itself when it is first run.
+            self._constants = fingerprint(networks)
+            return None
+        return error
+
+    def _record(self, field: VelocityField, sizes: set[int], recorder: Recorder) -> None:
+        """The largest batch first, so that the smaller ones find its memory."""
         missing = sorted(sizes - self.replays.keys(), reverse=True)
         if missing:
             # No slot is at work in a recording, whatever the last rollout has left behind.
             self.slots.state.coefficients.zero_()
         for rows in missing:
-            self.replays[rows] = self._recorder.record(partial(self.slots.advance, field, rows))
-        # Afterwards: a network may prepare something for itself, or count, when it is first run.
-        self._constants = fingerprint(networks)
+            self.replays[rows] = recorder.record(partial(self.slots.advance, field, rows))
 
     def begin(self) -> None:
         """Called before the evaluations of a rollout."""
@@ -120,13 +138,12 @@ def prepare_captured(problem: Problem, options: RolloutOptions) -> CapturedRollo
     # Without a limit of the memory a batch is padded to a size that other batches have too.
     count = limit if limit < rows else bucket(rows, 2 * rows)
     batches = buckets(schedule.live, count)
-    recording = _recording(problem, identity, program, options.solver, count)
+    key, recording = _recording(problem, identity, program, options.solver, count)
     with recording.lock, torch.no_grad():
-        try:
-            recording.prepare(_fastest(problem.field), identity.networks, set(batches))
-        except RuntimeError as error:
-            forget_all()
-            raise NotCapturable(f"recording it failed: {str(error).splitlines()[0]}") from error
+        error = recording.prepare(_fastest_first(problem.field), identity.networks, set(batches))
+    if error is not None:
+        forget(key)
+        raise NotCapturable(f"recording it failed: {str(error).splitlines()[0]}") from error
     return CapturedRollout(recording, program, intervals, schedule, batches)
 
 
@@ -160,15 +177,17 @@ def why_not_captured(device: torch.device) -> str | None:
     return f"CUDA graphs need a CUDA device, this one is {device.type}"
 
 
-def _fastest(field: VelocityField) -> VelocityField:
-    """The field with its network compiled where that is possible."""
+def _fastest_first(field: VelocityField) -> list[VelocityField]:
+    """The field with its network compiled where that is possible, and as it is."""
     try:
-        return compiled_field(field)
+        return [compiled_field(field), field]
     except NotCompilable:
-        return field
+        return [field]
 
 
-def _recording(problem: Problem, identity: Identity, program: Program, solver: str, slots: int) -> Recording:
+def _recording(
+    problem: Problem, identity: Identity, program: Program, solver: str, slots: int
+) -> tuple[Hashable, Recording]:
     """The recording for this kind of problem, with room for ``slots`` rows."""
     x = problem.x
     shape = (x.shape[1:], x.dtype, x.device, problem.field_dtype)
@@ -180,7 +199,7 @@ def _recording(problem: Problem, identity: Identity, program: Program, solver: s
     _RECORDINGS.move_to_end(key)
     while len(_RECORDINGS) > MAX_RECORDINGS:
         forget(next(iter(_RECORDINGS)))
-    return found
+    return key, found
 
 
 def forget(key: Hashable) -> None:

@@ -475,6 +475,20 @@ def test_uses_the_compiled_copy(recorder: Any, monkeypatch: pytest.MonkeyPatch) 
     captured.forget_all()
 
 
+def test_a_network_that_compiles_not_is_recorded_as_it_is(
+    recorder: Any, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            raise RuntimeError("no C++ compiler was found")
+
+    monkeypatch.setattr(captured, "compiled_field", lambda field: Broken())
+    before = assert_equal(network)
+    data_copy(network)
+    assert float((assert_equal(network) - before).abs().max()) > 1e-3
+    assert len([made for made in recorder.made if made.recorded]) == 1
+
+
 def test_warmup_measures_and_chooses(network: Network, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a device can record, the warm-up times it; a field that compiles no more may still be recorded."""
     linear.why_not_onednn()  # which has a use for the clock

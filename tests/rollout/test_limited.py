@@ -61,6 +61,20 @@ def test_fixed_steps_equal_the_whole_batch(solver: str, max_rows: int) -> None:
     torch.testing.assert_close(end, x + (r - t)[:, None] * whole, rtol=1e-10, atol=1e-10)
 
 
+def test_compiled_copies_are_limited_too() -> None:
+    network = build_model("mlp", (3,), 3, width=16, depth=1)
+    x, t, r = batch(torch.float32)
+    options = {
+        "condition": {"label": torch.arange(ROWS) % 3},
+        "negative_condition": {"label": torch.tensor([3])},
+        "guidance_scale": 2.0,
+        "step_size": 0.1,
+    }
+    whole = mean_velocity(network, x, t, r, runner="eager", **options)
+    limited = mean_velocity(network, x, t, r, runner="compiled", max_rows=8, **options)
+    torch.testing.assert_close(limited, whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("solver", ["euler", "ab2", "rk4"])
 def test_float32_and_budgets(solver: str) -> None:
     x, t, r = batch(torch.float32)
