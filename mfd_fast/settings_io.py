@@ -25,6 +25,9 @@ CHANGEABLE = (
     "compile",
     "threads",
     "device",
+    "max_seconds",
+    "patience_seconds",
+    "deterministic",
     "tensorboard",
 )
 """Last parts of the keys that may change between a stop and a resume: they say how a run is executed and watched."""
