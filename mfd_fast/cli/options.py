@@ -54,7 +54,7 @@ def parse_seconds(text: str) -> float:
         values = [float(part) for part in parts]
     except ValueError:
         values = []
-    seconds = sum(value * 60**power for power, value in enumerate(reversed(values)))
+    seconds: float = sum(value * 60**power for power, value in enumerate(reversed(values)))
     if not 1 <= len(values) <= 3 or not math.isfinite(seconds) or seconds <= 0 or any(value < 0 for value in values):
         raise argparse.ArgumentTypeError(f"expected seconds or HH:MM:SS above 0, got {text!r}")
     return seconds

@@ -92,6 +92,6 @@ def use_deterministic_algorithms() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # That would fill all new memory, a safeguard against reading what nobody wrote that costs time everywhere.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (mypy knows no such name)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mfd_fast.streams import Generator, RowDraws, Share
+from mfd_fast.streams import RowDraws, Share
 
 ShareLoss = Callable[[Share], tuple[Tensor, RowDraws]]
 """The loss of some rows of the batch, with its graph, and what its random numbers came from."""

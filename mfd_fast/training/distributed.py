@@ -94,7 +94,7 @@ def _everybody_there() -> Iterator[None]:
         ) from error
 
 
-def join_world(device: str, patience_seconds: float) -> World:
+def join_world(device: str, patience_seconds: float = 600.0) -> World:
     """The world that torchrun describes in the environment, or a world of one process.
 
     Args:
