@@ -188,7 +188,9 @@ class DistillTraining:
     def find_culprit(self, update: int) -> Culprit:
         """The first sample of this process's share whose loss or gradient is not finite."""
         parameters = [
-            (f"{index} of the {role}", value) for role in TRAINED for index, value in enumerate(self._roles.parameters(role))
+            (f"{index} of the {role}", value)
+            for role in TRAINED
+            for index, value in enumerate(self._roles.parameters(role))
         ]
         return find_culprit(self._shares, parameters, partial(self._share_loss, update))
 

@@ -27,7 +27,7 @@ class Skips:
         self.total, self._in_a_row = total, 0
         self._title, self._limit, self._world, self._monitor = title, limit, world, monitor
 
-    def note(self, update: int, role: str, skipped: bool, find: Callable[[], Culprit]) -> None:
+    def note(self, update: int, role: str, find: Callable[[], Culprit], skipped: bool) -> None:
         """Take in update number ``update``; ``find`` is called if it was skipped.
 
         Raises:

@@ -101,18 +101,18 @@ def undisturbed(server: Server, folder: Path) -> Path:
     return run
 
 
-def being_saved(run: Path) -> bool:
-    """Whether a checkpoint is being written or deleted."""
-    return any(run.glob("checkpoints/*/.update-*"))
+def hidden(run: Path) -> set[Path]:
+    """Checkpoints that are being written or deleted, or were when a process was killed."""
+    return set(run.glob("checkpoints/*/.update-*"))
 
 
-def wait_for_the_moment(draw: random.Random, run: Path, longest: float) -> None:
+def wait_for_the_moment(draw: random.Random, run: Path, before: set[Path], longest: float) -> None:
     """Half of the time any moment; else one inside a save."""
     inside = draw.random() < 0.5
     deadline = time.monotonic() + draw.uniform(0.0, longest)
     while time.monotonic() < deadline:
         time.sleep(0.002)
-    while inside and not being_saved(run) and time.monotonic() < deadline + 2.0:
+    while inside and not hidden(run) - before and time.monotonic() < deadline + 2.0:
         pass
     if inside:
         time.sleep(draw.uniform(0.0, 0.02))
@@ -142,18 +142,19 @@ def disturbed(server: Server, folder: Path, draw: random.Random, most: int, coun
     done = -1
     for _ in range(most):
         slow = draw.choice([0.0, 0.002, 0.01])
+        before = hidden(run)
         child = server.start(commands=commands(run), output=str(output), slow_sync=slow)
-        wait_for_the_moment(draw, run, longest=0.6)
+        wait_for_the_moment(draw, run, before, longest=0.6)
         number = draw.choice(SIGNALS)
         os.kill(child, number)
-        saving = being_saved(run)
         code = server.wait()
         if code == 0:
             counts["was over before it was killed"] += 1
             break
         assert code in ACCEPTED[number], (number, code, output.read_text()[-2000:])
         counts[signal.Signals(number).name] += 1
-        counts["inside a save"] += saving
+        # A save that was cut leaves its folder behind; the next one clears it away.
+        counts["cut saves"] += number == signal.SIGKILL and bool(hidden(run) - before)
         check_folder(run)
         now = progress(run)
         assert now >= done, "saved updates were lost"
