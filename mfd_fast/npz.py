@@ -13,6 +13,12 @@ MOST_BYTES = 8 << 30
 """Most that the arrays of one file may take, unless the caller knows better."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _KINDS = "biuf"
+_DAMAGES = (
+    *(ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError),
+    OSError,  # a place outside of the file
+    RuntimeError,  # encrypted
+    NotImplementedError,  # a compression that nobody uses
+)
 
 
 def read_arrays(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, NDArray[Any]]:
@@ -21,16 +27,16 @@ def read_arrays(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, NDArray[A
     Raises:
         ValueError: the file is damaged, would take more than ``most_bytes``, or holds anything but numbers.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
-            total = sum(entry.file_size for entry in entries)
-            if total > most_bytes:
-                raise ValueError(f"holds {total} bytes, the most allowed is {most_bytes}")
-            return {entry.filename.removesuffix(".npy"): _read(archive, entry) for entry in entries}
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, KeyError) as error:
-        # RuntimeError: encrypted; NotImplementedError: a compression that nobody uses.
-        raise ValueError(f"{path} is not a readable npz file: {error}") from error
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+                total = sum(entry.file_size for entry in entries)
+                if total > most_bytes:
+                    raise ValueError(f"holds {total} bytes, the most allowed is {most_bytes}")
+                return {entry.filename.removesuffix(".npy"): _read(archive, entry) for entry in entries}
+        except _DAMAGES as error:
+            raise ValueError(f"{path} is not a readable npz file: {error or type(error).__name__}") from error
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
