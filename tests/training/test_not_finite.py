@@ -13,6 +13,7 @@ from mfd_fast import mean_velocity
 from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.distillation import Task, distill
+from mfd_fast.methods.mfd import MeanFlowDistillation
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.training import loop
@@ -55,22 +56,27 @@ def assert_all_finite(run: RunFolder) -> int:
 
 @pytest.fixture
 def spoil_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``spoil_rows(Training, update, row, how)``: the loss of a share with that row goes through ``how``."""
+    """``spoil_rows(update, row, how)``: in a distillation the loss of any rows with that one goes through ``how``."""
 
-    def arrange(training: Any, update: int, row: int, how: Callable[[Tensor, Tensor], Tensor]) -> None:
-        original = training._loss
+    def arrange(update: int, row: int, how: Callable[[Tensor, Tensor], Tensor]) -> None:
+        original_draw = DistillTraining._draw
 
-        def spoilt(self: Any, asked: int, draws: Any, share: Any) -> Any:
-            loss = original(self, asked, draws, share)
-            if asked != update or not share.first <= row < share.first + share.rows:
-                return loss
-            role = self.cycle.role(asked) if hasattr(self, "cycle") else None
-            weight = next(iter(self._roles.parameters(role) if role else self._network.parameters()))
-            if role is None:
-                return how(loss, weight)
-            return loss._replace(value=how(loss.value, weight))
+        def draw(self: Any, asked: int, share: Any) -> Any:
+            draws, condition = original_draw(self, asked, share)
+            hit = asked == update and share.first <= row < share.first + share.rows
+            draws.weight = self._roles.parameters(self.cycle.role(asked))[0] if hit else None
+            return draws, condition
 
-        monkeypatch.setattr(training, "_loss", spoilt)
+        def through(original: Any) -> Any:
+            def loss(self: Any, actors: Any, draws: Any, *rest: Any) -> Any:
+                result = original(self, actors, draws, *rest)
+                return result if draws.weight is None else result._replace(value=how(result.value, draws.weight))
+
+            return loss
+
+        monkeypatch.setattr(DistillTraining, "_draw", draw)
+        for name in ("auxiliary_loss", "student_loss"):
+            monkeypatch.setattr(MeanFlowDistillation, name, through(getattr(MeanFlowDistillation, name)))
 
     return arrange
 
@@ -98,7 +104,7 @@ def test_a_bad_row_skips_one_update_and_is_named(
 ) -> None:
     (role, update), (how, cause) = role_and_update, PLACES[place]
     settings = tiny_settings("distill.ema_decay=0.9", f"distill.accumulation={accumulation}")
-    spoil_rows(DistillTraining, update, 11, how)
+    spoil_rows(update, 11, how)
     run = RunFolder(tmp_path / "run")
     distill(tiny_teacher(3), settings, labelled_task, run.path)
     (event,) = events(run.path / "log.jsonl")
@@ -125,7 +131,7 @@ def test_the_time_of_the_bad_sample_is_that_of_its_row(
         return t, r
 
     monkeypatch.setattr(RowDraws, "pairs", note)
-    spoil_rows(DistillTraining, 5, 6, PLACES["loss is NaN"][0])
+    spoil_rows(5, 6, PLACES["loss is NaN"][0])
     distill(tiny_teacher(3), tiny_settings(), labelled_task, tmp_path / "run")
     (event,) = events(tmp_path / "run" / "log.jsonl")
     assert event["t"] == pytest.approx(pairs[1][6].item())

@@ -19,6 +19,7 @@ import torch._dynamo
 from safetensors.torch import load_file
 
 from mfd_fast.cli import main
+from mfd_fast.methods.mfd import MeanFlowDistillation
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_tensors
 from mfd_fast.training import loop
@@ -43,14 +44,19 @@ def nothing(rank: int) -> None:
 
 def nan_in_one_rank(rank: int) -> None:
     """Row 13 of update 4 belongs to rank 1."""
-    original = DistillTraining._loss
+    draw, loss = DistillTraining._draw, MeanFlowDistillation.auxiliary_loss
 
-    def spoilt(self: Any, update: int, draws: Any, share: Any) -> Any:
-        loss = original(self, update, draws, share)
-        hit = update == 4 and share.first <= 13 < share.first + share.rows
-        return loss._replace(value=loss.value * float("nan")) if hit else loss
+    def noted(self: Any, update: int, share: Any) -> Any:
+        draws, condition = draw(self, update, share)
+        draws.hit = update == 4 and share.first <= 13 < share.first + share.rows
+        return draws, condition
 
-    DistillTraining._loss = spoilt  # type: ignore[method-assign]
+    def spoilt(self: Any, actors: Any, draws: Any, *rest: Any) -> Any:
+        result = loss(self, actors, draws, *rest)
+        return result._replace(value=result.value * float("nan")) if draws.hit else result
+
+    DistillTraining._draw = noted  # type: ignore[method-assign]
+    MeanFlowDistillation.auxiliary_loss = spoilt  # type: ignore[method-assign]
 
 
 def in_update(number: int, rank: int, act: Callable[[], object]) -> None:
