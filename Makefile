@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 PIP_ARGS ?=
+CHAOS_KILLS ?= 200
+FUZZ_SECONDS ?= 600
+FUZZ ?=
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
@@ -12,7 +15,7 @@ INSTALL := $(PIP) install --quiet --no-warn-script-location $(PIP_ARGS)
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 HAS_TORCH := import sys, torch; sys.exit(tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11))
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench chaos fuzz sanitize clean
 .DELETE_ON_ERROR:
 # Two pips at work in one environment break it.
 .NOTPARALLEL:
@@ -24,6 +27,9 @@ help:
 	@echo "make lint     check style (ruff) and types (mypy on the installed package)"
 	@echo "make format   rewrite the sources in the house style"
 	@echo "make bench    run the benchmarks; writes benchmarks/results/cpu.json"
+	@echo "make chaos    kill trainings at random moments, CHAOS_KILLS=200 of them, and compare what comes out"
+	@echo "make fuzz     spoilt inputs for every parser, FUZZ_SECONDS=600 each; FUZZ='--engine atheris npz' to choose"
+	@echo "make sanitize run the tests of the C++ core with address and undefined-behaviour sanitizers"
 	@echo "make clean    remove what was built; keeps runs/ and $(VENV)"
 	@echo
 	@echo "Choices:  PYTHON=python3.12             the Python to make $(VENV) with"
@@ -59,6 +65,15 @@ format: $(STAMPS)/lint
 
 bench: $(STAMPS)/bench
 	@OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-enable --benchmark-only --benchmark-json benchmarks/results/cpu.json
+
+chaos: $(STAMPS)/test
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py --kills $(CHAOS_KILLS)
+
+fuzz: $(STAMPS)/test
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+sanitize: $(STAMPS)/test
+	@$(BIN)/python tests/sanitize/run.py
 
 clean:
 	@rm -rf build dist *.egg-info mfd_fast/_core.*.so .coverage .coverage.* .hypothesis .benchmarks

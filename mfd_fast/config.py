@@ -306,6 +306,13 @@ class RunSettings(Section):
     seed: Annotated[int, "seed of every random stream", NOT_NEGATIVE] = 0
     device: Annotated[str, "cpu, cuda, cuda:N or auto", NOT_EMPTY] = "auto"
     threads: Annotated[int | None, "CPU threads (none: what torch chooses)", COUNT] = None
+    max_seconds: Annotated[
+        float | None, "seconds of a command after which it saves and stops (none: no limit)", POSITIVE
+    ] = None
+    patience_seconds: Annotated[float, "seconds that processes wait for each other before they give up", POSITIVE] = (
+        600.0
+    )
+    deterministic: Annotated[bool, "only algorithms that give the same bits again on this machine"] = False
     tensorboard: Annotated[bool, "also write TensorBoard events where tensorboard is installed"] = True
 
 

@@ -30,10 +30,10 @@ def run_demo(settings: Settings, folder: Path, *, resume: bool, phases: Phases) 
         teacher = run.read_teacher()
     else:
         with phases.phase("teacher"):
-            teacher = train_teacher(settings, dataset, run, context, resume=resume)
+            teacher = train_teacher(settings, dataset, run, context, resume=resume and "auto")
     if not (resume and run.has_network("student")):
         with phases.phase("distill"):
-            distill(teacher, settings, dataset, run.path, resume=resume, context=context)
+            distill(teacher, settings, dataset, run.path, resume=resume and "auto", context=context)
     if not context.world.is_main:
         return {}
     return evaluate_run(run, settings, dataset, classifier=classifier, phases=phases)

@@ -22,7 +22,7 @@ from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context, make_context
 from mfd_fast.training.distill import DistillTraining, SampleHook
-from mfd_fast.training.loop import LoopOptions, run_training
+from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.roles import FullRoles, Roles
 
@@ -66,7 +66,7 @@ def distill(
     data: Dataset | Task,
     run: Path | str,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     factory: str | None = None,
     context: Context | None = None,
 ) -> Student:
@@ -77,7 +77,7 @@ def distill(
         settings: of the run; its ``distill`` and ``run`` sections are used.
         data: a data set, for its shape and labels, or a `Task`. No sample of it is looked at: the method needs none.
         run: folder for logs, checkpoints, sample grids and the student; made if it is not there.
-        resume: continue from the newest whole checkpoint of the folder.
+        resume: continue from the newest whole checkpoint of the folder, which must be there; "auto" starts without.
         factory: ``package.module:name`` that builds the teacher again, for one that is not of this package.
         context: device and processes, if the caller has chosen them already.
 
@@ -86,7 +86,7 @@ def distill(
 
     Raises:
         ValueError: settings that do not fit each other or the checkpoint.
-        mfd_fast.training.interrupts.Interrupted: a signal came; the state is saved and ``resume=True`` continues.
+        mfd_fast.training.interrupts.Interrupted: a signal or the time limit; it is saved and ``resume=True`` continues.
         FloatingPointError: gradients stayed non-finite.
 
     Source: arXiv 2606.11155.
@@ -122,6 +122,7 @@ def distill(
         exactness=context.exactness() | training.exactness(),
         fingerprint={"distill": lasting_settings(settings.distill), "seed": seed, "network": network},
         resume=resume,
+        deadline=context.deadline,
     )
     run_training(training, options, context.world)
     with training.student_weights():

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ RECORDED_PACKAGES = ("mfd_fast", "torch", "numpy", "safetensors", "scikit-learn"
 class RunFolder:
     """Paths of a run.
 
-    ``settings.toml``, ``versions.json``; ``teacher.safetensors`` and ``student.safetensors`` with a ``.json`` that says
-    how to build the network; logs, ``checkpoints/``, ``samples/``, ``evaluation/``; ``metrics.json``, ``report.html``.
+    ``settings.toml``, ``versions.json``, ``installed.json``; ``teacher.safetensors`` and ``student.safetensors`` with a
+    ``.json`` that says how to build the network; logs, ``checkpoints/``, ``samples/``, ``evaluation/``;
+    ``metrics.json``, ``report.html``.
     """
 
     path: Path
@@ -37,9 +39,10 @@ class RunFolder:
         return self.path / "checkpoints" / "distill"
 
     def write_settings(self, settings: Settings) -> None:
-        """Keep the resolved settings and the versions of what computes with them."""
+        """Keep the resolved settings and the versions of what computes with them, and of everything else installed."""
         write_text(self.path / "settings.toml", to_toml(settings))
         write_json(self.path / "versions.json", versions())
+        write_json(self.path / "installed.json", installed())
 
     def read_settings(self) -> Settings:
         """The settings of this run.
@@ -118,10 +121,13 @@ def build_from_settings(settings: Settings, sample_shape: tuple[int, ...], num_c
 
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    every = installed()
+    named = {package: every[package] for package in RECORDED_PACKAGES if package in every}
+    return {"python": platform.python_version(), **named}
+
+
+@cache
+def installed() -> dict[str, str]:
+    """Version of every installed distribution, as it was when first asked."""
+    found = {part.metadata["Name"] or "": part.version for part in reversed(list(metadata.distributions()))}
+    return dict(sorted((name, version) for name, version in found.items() if name))

@@ -25,6 +25,9 @@ CHANGEABLE = (
     "compile",
     "threads",
     "device",
+    "max_seconds",
+    "patience_seconds",
+    "deterministic",
     "tensorboard",
 )
 """Last parts of the keys that may change between a stop and a resume: they say how a run is executed and watched."""
@@ -223,7 +226,7 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         parsed: dict[str, Any] = tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise ValueError(f"{source}: {error}") from None
     return parsed
 

@@ -1,19 +1,22 @@
 """Files written whole or not at all: JSON, text and safetensors, through a temporary name and a rename."""
 
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and move it there; a failure leaves no trace."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -25,6 +28,14 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and its parents; each new name has reached the disk when this returns."""
+    new = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in new:
+        sync(part.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,26 +56,55 @@ def read_json(path: Path) -> Any:
     """Read JSON; ValueError names the file when it is not valid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors of any layout as safetensors."""
+    """Write tensors of any layout, also several of one memory, as safetensors, and compare what came to lie there.
+
+    Raises:
+        OSError: the file could not be written, or what is read back is not what was written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_file(path, lambda temporary: save_file(plain, temporary))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as error:  # it hides the error of the file system in its text
+            raise OSError(f"{path} could not be written: {error}") from error
+        sync(temporary)
+        if not _same_content(read_tensors(temporary), plain):
+            raise OSError(f"{path} could not be written: what is read back is not what was written")
+
+    write_file(path, write)
+
+
+def _same_content(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether both hold the same names, shapes, types and bytes."""
+    return a.keys() == b.keys() and all(
+        a[name].dtype == value.dtype
+        and a[name].shape == value.shape
+        and torch.equal(a[name].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8))
+        for name, value in b.items()
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors to the CPU; ValueError names the file when it is damaged."""
+    """Read safetensors to the CPU; ValueError names the file when it is damaged.
+
+    The sizes in the header are compared with the size of the file before anything is allocated.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, AttributeError, RuntimeError, ValueError) as error:
+        # Beside its own error: a type that this torch does not have, a shape beyond 64 bits.
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
@@ -82,5 +122,33 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def only_writer(folder: Path, *, enabled: bool = True) -> Iterator[None]:
+    """Inside, no other process can be the writer of ``folder``; the system ends that with the process, however it ends.
+
+    Where the file system knows no locks nothing is checked.
+
+    Raises:
+        RuntimeError: another process is.
+    """
+    if not enabled:
+        yield
+        return
+    make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(
+                f"another process is at work in {folder}: wait for it or choose another folder"
+            ) from error
+        except OSError:
+            pass
+        yield
     finally:
         os.close(handle)

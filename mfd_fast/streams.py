@@ -55,6 +55,8 @@ class RowDraws:
         self._generator = generator
         self._share = share
         self._device = device
+        self.t: Tensor | None = None
+        """The times ``[rows]`` that were drawn last, on the CPU."""
 
     @property
     def rows(self) -> int:
@@ -72,12 +74,14 @@ class RowDraws:
 
     def times(self, law: TimeLaw) -> Tensor:
         """Times of a law, ``[rows]``, on the CPU: what a rollout plans with stays where the plan is made."""
-        return self._part(law.sample(self._share.total, self._generator))
+        self.t = self._part(law.sample(self._share.total, self._generator))
+        return self.t
 
     def pairs(self, law: TimeLaw, equal_share: float) -> tuple[Tensor, Tensor]:
         """Pairs ``t >= r`` of a law, ``[rows]`` each, on the CPU."""
         t, r = sample_pairs(law, self._share.total, equal_share=equal_share, generator=self._generator)
-        return self._part(t), self._part(r)
+        self.t = self._part(t)
+        return self.t, self._part(r)
 
     def _part(self, values: Tensor) -> Tensor:
         return values[self._share.first : self._share.first + self._share.rows]

@@ -209,13 +209,19 @@ def _field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
 
         dataset = load_dataset(source)
         return dataset.x, None if dataset.label is None else {"label": dataset.label}
-    import numpy as np
+    from mfd_fast.npz import as_float32, read_arrays
 
     if not Path(source).is_file():
         raise FileNotFoundError(f"--data: there is no file {source}")
-    with np.load(source, allow_pickle=False) as arrays:
-        if "x" not in arrays:
-            raise ValueError(f"--data: {source} must hold x [N, ...], it holds {', '.join(arrays) or 'nothing'}")
-        x = torch.from_numpy(arrays["x"]).float()
-        label = torch.from_numpy(arrays["condition"]).long() if "condition" in arrays else None
-    return x, None if label is None else {"label": label}
+    arrays = read_arrays(Path(source))
+    if "x" not in arrays:
+        raise ValueError(f"--data: {source} must hold x [N, ...], it holds {', '.join(arrays) or 'nothing'}")
+    x = torch.from_numpy(as_float32(arrays["x"]))
+    rows = arrays.get("condition")
+    if rows is None:
+        return x, None
+    if rows.dtype.kind not in "iu" or rows.shape != x.shape[:1]:
+        raise ValueError(
+            f"--data: condition in {source} must be whole numbers [{len(x)}], got {rows.dtype} {list(rows.shape)}"
+        )
+    return x, {"label": torch.from_numpy(rows.astype("int64"))}

@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from mfd_fast import __version__
-from mfd_fast.cli import look, runs
+from mfd_fast.cli import checkpoints, look, runs
 from mfd_fast.training.distributed import leave_world
-from mfd_fast.training.interrupts import Interrupted
+from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
 EXIT_WRONG_INPUT = 2
 EXIT_FAILED = 1
@@ -22,19 +23,22 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     runs.add_commands(commands)
     look.add_commands(commands)
+    checkpoints.add_commands(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``mfd-fast`` with ``arguments`` (default: the process's); returns the exit code.
 
-    0: done; 1: the work failed; 2: wrong input; 128 + N: ended by signal N after saving.
+    0: done; 1: the work failed; 2: wrong input; 75: stopped by SIGTERM, SIGUSR1 or the time limit, to be started again
+    with ``--resume auto``; 130: stopped by Ctrl-C.
     """
     options = build_parser().parse_args(arguments)
     try:
-        code: int = options.run_command(options)
+        with raise_on_preemption() if hasattr(options, "resume") else nullcontext():
+            code: int = options.run_command(options)
     except Interrupted as stop:
-        again = "with --resume in place of --fresh" if getattr(options, "fresh", False) else "with --resume"
+        again = "with --resume auto in place of --fresh" if getattr(options, "fresh", False) else "with --resume auto"
         print(f"\n{stop}\nThe same command {again} goes on from there.", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:

@@ -1,14 +1,17 @@
 """Options that several commands share."""
 
 import argparse
+import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from mfd_fast.config import Settings
 from mfd_fast.presets import PRESETS
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import CHANGEABLE, load_settings, settings_diff
+from mfd_fast.training.loop import Resume
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +28,41 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """``--run``, ``--resume``, ``--fresh``."""
+    """``--run``, ``--resume``, ``--fresh``, ``--time-limit``."""
     parser.add_argument("--run", metavar="FOLDER", type=Path, help="folder of the run (default: runs/PRESET)")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint")
+    again.add_argument(
+        "--resume",
+        nargs="?",
+        const="must",
+        choices=("must", "auto"),
+        help="go on from the newest whole checkpoint; with auto start where there is none",
+    )
     again.add_argument("--fresh", action="store_true", help="delete what the run folder holds and start anew")
+    parser.add_argument(
+        "--time-limit",
+        metavar="TIME",
+        type=parse_seconds,
+        help="seconds or HH:MM:SS after which to save and stop with exit code 75 (the same as run.max_seconds)",
+    )
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds as a number, or ``[HH:]MM:SS`` as schedulers write it; above 0."""
+    parts = text.split(":")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    seconds: float = sum(value * 60**power for power, value in enumerate(reversed(values)))
+    if not 1 <= len(values) <= 3 or not math.isfinite(seconds) or seconds <= 0 or any(value < 0 for value in values):
+        raise argparse.ArgumentTypeError(f"expected seconds or HH:MM:SS above 0, got {text!r}")
+    return seconds
+
+
+def resume_choice(options: argparse.Namespace) -> Resume:
+    """What ``--resume`` asks for."""
+    return "auto" if options.resume == "auto" else options.resume is not None
 
 
 def delete_folder(path: Path) -> None:
@@ -48,6 +81,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
     if options.settings is not None and not options.settings.is_file():
         raise FileNotFoundError(f"--settings: there is no file {options.settings}")
     settings = load_settings(options.preset, options.settings, options.set)
+    if options.time_limit is not None:
+        settings = replace(settings, run=replace(settings.run, max_seconds=options.time_limit))
     check_names(settings)
     return settings
 

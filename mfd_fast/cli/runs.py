@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mfd_fast.cli.options import add_run, add_settings, open_run, read_settings
+from mfd_fast.cli.options import add_run, add_settings, open_run, read_settings, resume_choice
 from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import write_json
@@ -85,7 +85,7 @@ def run_train_teacher(options: argparse.Namespace) -> int:
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     run.write_settings(settings)
-    train_teacher(settings, dataset, run, context, resume=options.resume)
+    train_teacher(settings, dataset, run, context, resume=resume_choice(options))
     if context.world.is_main:
         print(f"teacher in {run.path / 'teacher.safetensors'}")
     return 0
@@ -115,7 +115,9 @@ def run_distill(options: argparse.Namespace) -> int:
         teacher = load_teacher(options.teacher, options.weights)
     else:
         teacher = (run if options.teacher_run is None else RunFolder(options.teacher_run)).read_teacher()
-    distill(teacher, settings, dataset, run.path, resume=options.resume, factory=options.teacher, context=context)
+    distill(
+        teacher, settings, dataset, run.path, resume=resume_choice(options), factory=options.teacher, context=context
+    )
     if context.world.is_main:
         print(f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png")
     return 0

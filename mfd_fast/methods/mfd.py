@@ -46,7 +46,8 @@ class MeanFlowDistillation:
         u_teacher, u_auxiliary, stats = mean_velocity_pair(
             actors.teacher,
             actors.auxiliary,
-            x_t.detach(),
+            # A sample that is not finite makes the loss NaN by itself and the update is skipped.
+            x_t.detach().nan_to_num(0.0, 0.0, 0.0),
             t,
             r,
             condition=condition,

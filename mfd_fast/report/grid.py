@@ -95,8 +95,14 @@ def load_picture(path: Path) -> NDArray[np.uint8]:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
-    with Image.open(path) as image:
-        pixels: NDArray[np.uint8] = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"), dtype=np.uint8)
+    # From memory: a length in the file beyond its end then allocates nothing.
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with Image.open(content) as image:
+            kind = "L" if image.mode in ("1", "L") else "RGB"
+            pixels: NDArray[np.uint8] = np.array(image.convert(kind), dtype=np.uint8)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is larger than any picture of a run: {error}") from error
     return pixels if pixels.ndim == 3 else np.expand_dims(pixels, 2)
 
 

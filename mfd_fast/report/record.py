@@ -2,8 +2,6 @@
 
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mfd_fast.npz import as_float32, read_arrays
 
 LogLines = list[dict[str, Any]]
 
@@ -157,8 +157,9 @@ class _Reader:
             return {}
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
-            self.problems.append(f"{name} is not valid JSON (line {error.lineno}) and was left out.")
+        except (ValueError, RecursionError) as error:
+            line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+            self.problems.append(f"{name} is not valid JSON{line} and was left out.")
             return {}
         if isinstance(value, dict):
             return value
@@ -173,7 +174,7 @@ class _Reader:
                 continue
             try:
                 value = json.loads(text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 broken += 1
                 continue
             if isinstance(value, dict):
@@ -189,12 +190,9 @@ class _Reader:
         found: dict[str, Samples] = {}
         for path in sorted((self.folder / "evaluation").glob("*.npz")):
             try:
-                if not zipfile.is_zipfile(path):
-                    raise zipfile.BadZipFile(path.name)
-                with np.load(path, allow_pickle=False) as content:
-                    x = np.asarray(content["x"], dtype=np.float32)
-                    condition = np.asarray(content["condition"]) if "condition" in content.files else None
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                arrays = read_arrays(path)
+                x, condition = as_float32(arrays["x"]), arrays.get("condition")
+            except (OSError, ValueError, KeyError) as error:
                 reason = type(error).__name__
                 self.problems.append(f"evaluation/{path.name} could not be read ({reason}) and was left out.")
                 continue

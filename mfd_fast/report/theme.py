@@ -72,6 +72,8 @@ def _style(theme: Theme) -> dict[Any, Any]:
         "grid.color": theme.grid,
         "grid.linewidth": 0.7,
         "text.color": theme.text,
+        # Names come from files of the run: a dollar sign in one is no formula.
+        "text.parse_math": False,
         "xtick.color": theme.muted,
         "ytick.color": theme.muted,
         "xtick.labelcolor": theme.text,

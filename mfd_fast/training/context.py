@@ -1,6 +1,7 @@
 """Where a run computes and who else computes with it."""
 
 import os
+import time
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ class Context:
 
     device: torch.device
     world: World
+    deadline: float | None = None
+    """`time.monotonic` at which trainings save and stop."""
 
     def shares(self, batch_size: int, accumulation: int) -> list[Share]:
         """This process's parts of every batch, one for each backward pass.
@@ -38,6 +41,7 @@ class Context:
             "device": self.device.type,
             "threads": torch.get_num_threads(),
             "processes": self.world.size,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "torch": torch.__version__,
         }
 
@@ -67,11 +71,27 @@ def make_context(settings: RunSettings) -> Context:
     Raises:
         ValueError: the device is not there.
     """
+    deadline = None if settings.max_seconds is None else time.monotonic() + settings.max_seconds
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        use_deterministic_algorithms()
     device = choose_device(settings.device, "run.device")
-    world = join_world(device.type)
+    world = join_world(device.type, settings.patience_seconds)
     if device.type == "cuda" and device.index is None:  # pragma: no cover (gpu)
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    return Context(device, world)
+    return Context(device, world, deadline)
+
+
+def use_deterministic_algorithms() -> None:
+    """Let this process use only algorithms that repeat themselves bit for bit; others raise RuntimeError.
+
+    Call it before CUDA is first used: cuBLAS reads its workspace setting once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # That would fill all new memory, a safeguard against reading what nobody wrote that costs time everywhere.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (mypy knows no such name)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mfd_fast.student import Student
 from mfd_fast.training.checkpoint import Checkpoint
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
+from mfd_fast.training.culprit import Culprit, find_culprit
 from mfd_fast.training.ema import WeightAverage
 from mfd_fast.training.loop import Update
 from mfd_fast.training.optimizing import PRECISIONS, RoleOptimizer
@@ -95,6 +97,7 @@ class DistillTraining:
             "auxiliary": Actors(teacher, updates.auxiliary, student),
             "student": Actors(teacher, auxiliary, replace(student, field=updates.student)),
         }
+        self._plain_actors = Actors(teacher, auxiliary, student)
         self._samples = SamplesAhead(
             self._generate,
             student.sample_shape,
@@ -171,6 +174,25 @@ class DistillTraining:
         generator = make_generator(self._seed, f"distill/{self.cycle.role(update)}", update)
         device = self._context.device
         return RowDraws(generator, share, device), self._conditions.draw(update, share, device)
+
+    def _share_loss(self, update: int, share: Share) -> tuple[Tensor, RowDraws]:
+        """The loss of any rows of an update's batch, computed apart from the others and never compiled."""
+        draws, condition = self._draw(update, share)
+        if self.cycle.role(update) == "auxiliary":
+            with torch.no_grad():
+                data = self._student.generate(draws.normal(self._student.sample_shape), condition)
+            return self._method.auxiliary_loss(self._plain_actors, draws, condition, data).value, draws
+        negative = self._conditions.negative(self._context.device)
+        return self._method.student_loss(self._plain_actors, draws, condition, negative).value, draws
+
+    def find_culprit(self, update: int) -> Culprit:
+        """The first sample of this process's share whose loss or gradient is not finite."""
+        parameters = [
+            (f"{index} of the {role}", value)
+            for role in TRAINED
+            for index, value in enumerate(self._roles.parameters(role))
+        ]
+        return find_culprit(self._shares, parameters, partial(self._share_loss, update))
 
     def log_due(self, update: int) -> bool:
         """Every ``log_every`` student updates: that update and the auxiliary's last before it; and the last update."""

@@ -1,8 +1,10 @@
 """Data parallel training under torchrun: every process computes its share of each batch, gradients are averaged."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -28,7 +30,8 @@ class World:
         if self.size == 1 or not gradients:
             return
         flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
-        dist.all_reduce(flat)
+        with _everybody_there():
+            dist.all_reduce(flat)
         flat /= self.size
         for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -38,7 +41,8 @@ class World:
         if self.size == 1:
             return values
         pair = torch.stack([values.nan_to_num(nan=0.0), (~values.isnan()).to(values)]).to(self._device())
-        dist.all_reduce(pair)
+        with _everybody_there():
+            dist.all_reduce(pair)
         return (pair[0] / pair[1]).to(values.device)
 
     def any(self, flag: bool) -> bool:
@@ -46,38 +50,64 @@ class World:
         if self.size == 1:
             return flag
         raised = torch.tensor([float(flag)], device=self._device())
-        dist.all_reduce(raised)
+        with _everybody_there():
+            dist.all_reduce(raised)
         return bool(raised.item() > 0)
+
+    def smallest(self, value: float) -> float:
+        """The smallest ``value`` of all processes."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value], dtype=torch.float64, device=self._device())
+        with _everybody_there():
+            dist.all_reduce(values, op=dist.ReduceOp.MIN)
+        return float(values.item())
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give all processes the main process's values."""
         if self.size > 1:
             for tensor in tensors:
                 message = tensor.contiguous()
-                dist.broadcast(message, src=0)
+                with _everybody_there():
+                    dist.broadcast(message, src=0)
                 tensor.copy_(message)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
-            dist.barrier()
+            with _everybody_there():
+                dist.barrier()
 
     def _device(self) -> torch.device:
         return torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def join_world(device: str) -> World:
+@contextmanager
+def _everybody_there() -> Iterator[None]:
+    """Say in words what a message that fails means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"another process of this run is gone, or did not answer within run.patience_seconds; what was saved "
+            f"stands, start all of them again with --resume auto ({error})"
+        ) from error
+
+
+def join_world(device: str, patience_seconds: float = 600.0) -> World:
     """The world that torchrun describes in the environment, or a world of one process.
 
     Args:
         device: "cpu" or "cuda"; chooses gloo or nccl.
+        patience_seconds: how long processes wait for each other before they give up.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        patience = timedelta(seconds=patience_seconds)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=patience)
     return world
 
 

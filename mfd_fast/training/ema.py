@@ -20,15 +20,14 @@ class WeightAverage:
 
     def update(self, updates: int, skipped: Tensor | None = None) -> None:
         """Take in the weights after ``updates`` updates; nothing happens where ``skipped`` (a bool on the device) says
-        that the last of them changed nothing.
+        that the last of them changed nothing. An element that is not finite stays out.
         """
         share = 1 - min(self._decay, (1 + updates) / (10 + updates))
-        if skipped is None:
-            torch._foreach_lerp_(self._average, self._weights, share)
-            return
-        distance = torch._foreach_sub(self._weights, self._average)
-        torch._foreach_mul_(distance, torch.where(skipped, 0.0, share))
-        torch._foreach_add_(self._average, distance)
+        steps = torch._foreach_sub(self._weights, self._average)
+        torch._foreach_mul_(steps, share if skipped is None else torch.where(skipped, 0.0, share))
+        for step in steps:
+            step.nan_to_num_(0.0, 0.0, 0.0)
+        torch._foreach_add_(self._average, steps)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,55 +1,94 @@
-"""Ctrl-C and SIGTERM end a training after the update under way, with everything saved."""
+"""Signals and the time limit end a training after the update under way, with everything saved."""
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+EXIT_RESUMABLE = 75
+"""Exit code of a run that was stopped from outside and can go on (EX_TEMPFAIL): schedulers may requeue on it."""
+
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they take a machine away."""
+
+Handler = Callable[[int, FrameType | None], object]
+
 
 class Interrupted(Exception):
-    """A signal ended a training; it was saved and can be resumed."""
+    """A signal or the time limit ended a run; it can be resumed.
 
-    def __init__(self, signal_number: int, message: str) -> None:
+    ``signal_number`` is None for the time limit.
+    """
+
+    def __init__(self, signal_number: int | None, message: str) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
-        """What a shell expects of a program that ended by this signal."""
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal.SIGINT if signal_number == signal.SIGINT else EXIT_RESUMABLE
+        """130 after Ctrl-C, as shells expect; else `EXIT_RESUMABLE`."""
 
 
 class StopRequest:
-    """Whether somebody asked to stop, and how."""
+    """Whether somebody asked to stop, and how.
 
-    def __init__(self) -> None:
+    Args:
+        deadline: `time.monotonic` from which on the time is up, or None.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
         self.signal_number: int | None = None
+        self._deadline = deadline
 
     def __bool__(self) -> bool:
-        return self.signal_number is not None
+        return self.signal_number is not None or self.out_of_time
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time limit has passed; no change of the system's clock moves it."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, the first SIGINT or SIGTERM is noted; a second one acts as it always does.
+def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
+    """Inside, SIGINT, SIGTERM and SIGUSR1 are noted; a second SIGINT acts as it always does.
 
-    Signals reach only the main thread of a process; elsewhere nothing changes.
+    A second SIGTERM or SIGUSR1 does nothing: launchers pass on what the process has already got. Signals reach only
+    the main thread of a process; elsewhere nothing changes.
     """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in watched}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    request = StopRequest(deadline)
+    before_interrupt = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal_number = number
-        restore()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before_interrupt)
 
-    for number in watched:
-        signal.signal(number, note)
-    try:
+    with _handled(dict.fromkeys((signal.SIGINT, *PREEMPTION), note)):
         yield request
+
+
+@contextmanager
+def raise_on_preemption() -> Iterator[None]:
+    """Inside, and outside of trainings, SIGTERM and SIGUSR1 raise `Interrupted`: nothing needs to be saved there."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, f"stopped by {signal.Signals(number).name} between trainings")
+
+    with _handled(dict.fromkeys(PREEMPTION, leave)):
+        yield
+
+
+@contextmanager
+def _handled(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        yield
     finally:
-        restore()
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -3,18 +3,25 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from mfd_fast.run_folder import versions
+from mfd_fast.storage import only_writer
 from mfd_fast.streams import derive_seed
 from mfd_fast.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from mfd_fast.training.culprit import Culprit
 from mfd_fast.training.distributed import World
 from mfd_fast.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from mfd_fast.training.monitor import Monitor, Value
 from mfd_fast.training.optimizing import UpdateReport
+from mfd_fast.training.skips import Skips
 from mfd_fast.training.unread import UnreadFlags
+
+Resume = bool | Literal["auto"]
+"""False starts, True goes on from a checkpoint that must be there, "auto" goes on if there is one and else starts."""
 
 
 class Update(NamedTuple):
@@ -36,6 +43,10 @@ class Training(Protocol):
 
     def run_update(self, update: int) -> Update:
         """Do update number ``update``; all randomness comes from the seed and this number."""
+        ...
+
+    def find_culprit(self, update: int) -> Culprit:
+        """What made update number ``update``, which was skipped just now, non-finite in this process's share."""
         ...
 
     def log_due(self, update: int) -> bool:
@@ -77,17 +88,26 @@ class LoopOptions(NamedTuple):
     """What must be equal for a resumed run to give the same bits, such as the number of threads."""
     fingerprint: dict[str, Any]
     """Settings that may not differ on resume."""
-    resume: bool
+    resume: Resume
+    deadline: float | None = None
+    """`time.monotonic` at which to save and stop."""
 
 
 def run_training(training: Training, options: LoopOptions, world: World) -> list[str]:
     """Run all updates of ``training``; returns messages about the resume.
 
     Raises:
-        Interrupted: a signal came; the state is saved.
+        Interrupted: a signal came or the time is up; the state is saved.
         FloatingPointError: too many non-finite updates in a row; the last checkpoint before them stands.
-        ValueError: the checkpoint to resume belongs to other settings.
+        OSError: a checkpoint could not be written; the ones before it stand.
+        RuntimeError: another run is at work in this folder, or a process of this one is gone.
+        ValueError: the checkpoint to resume belongs to other settings, or there is none.
     """
+    with only_writer(options.log.parent, enabled=world.is_main):
+        return _run_alone(training, options, world)
+
+
+def _run_alone(training: Training, options: LoopOptions, world: World) -> list[str]:
     done, seconds, skipped, messages = _resume(training, options) if options.resume else (0, 0.0, 0, [])
     if world.is_main:
         for message in messages:
@@ -102,22 +122,25 @@ def run_training(training: Training, options: LoopOptions, world: World) -> list
         enabled=world.is_main,
     )
     # The caller's random state is nobody else's business.
-    with monitor, torch.random.fork_rng(), stop_on_signals() as stop:
+    with monitor, torch.random.fork_rng(), stop_on_signals(options.deadline) as stop:
         if done == 0:
             training.after_update(0)
-        _run(training, options, world, monitor, stop, done, skipped)
+        skips = Skips(training.title, skipped, options.max_skipped, world, monitor)
+        _run(training, options, world, monitor, stop, done, skips)
     return messages
 
 
 def _run(
-    training: Training, options: LoopOptions, world: World, monitor: Monitor, stop: StopRequest, done: int, skipped: int
+    training: Training, options: LoopOptions, world: World, monitor: Monitor, stop: StopRequest, done: int, skips: Skips
 ) -> None:
-    unread, skips = UnreadFlags(), _Skips(training.title, options, world.is_main, skipped)
+    unread, unusual = UnreadFlags(), _not_finite(training)
     for update in range(done, training.total_updates):
         # Dropout and user code draw from the global generator; keyed by the update it needs no saving.
         torch.manual_seed(derive_seed(options.seed, f"global/{world.rank}", update))
         result = training.run_update(update)
-        unread.add(result.report.skipped, partial(skips.note, update, result.role))
+        # On a GPU the flag is read some updates later, and the culprit is looked for with the weights of then.
+        find = partial(training.find_culprit, update)
+        unread.add(result.report.skipped, partial(skips.note, update, result.role, find))
         shown: dict[str, float] = {}
         if training.log_due(update):
             unread.read()
@@ -130,33 +153,13 @@ def _run(
         finished = update + 1 == training.total_updates
         if finished or stopping or training.checkpoint_due(update + 1):
             unread.read()
-            _save(training, options, world, monitor, update + 1, skips.total)
+            _save(training, options, world, monitor, update + 1, skips.total, unusual)
         if stopping and not finished:
+            reason = ", the time limit is reached" if stop.signal_number is None and stop.out_of_time else ""
             raise Interrupted(
-                stop.signal_number or 15,
-                f"{training.title} stopped after {update + 1} of {training.total_updates} updates; it is saved in "
-                f"{options.checkpoints}",
-            )
-
-
-class _Skips:
-    """Counts the updates that changed nothing."""
-
-    def __init__(self, title: str, options: LoopOptions, speaks: bool, total: int) -> None:
-        self.total, self._in_a_row = total, 0
-        self._title, self._options, self._speaks = title, options, speaks
-
-    def note(self, update: int, role: str, skipped: bool) -> None:
-        """Take in update number ``update``; FloatingPointError when too many in a row were skipped."""
-        self.total += skipped
-        self._in_a_row = self._in_a_row + 1 if skipped else 0
-        if skipped and self._speaks:
-            print(f"{self._title}: update {update} of the {role} was skipped, its gradient is not finite")
-        if self._in_a_row > self._options.max_skipped:
-            raise FloatingPointError(
-                f"{self._in_a_row} updates in a row had non-finite gradients (last: the {role} in update "
-                f"{update}). Lower the learning rate, set clip_norm, or compute in float32; the checkpoints in "
-                f"{self._options.checkpoints} are from before."
+                stop.signal_number,
+                f"{training.title} stopped after {update + 1} of {training.total_updates} updates{reason}; "
+                f"it is saved in {options.checkpoints}",
             )
 
 
@@ -171,34 +174,75 @@ def _log_line(result: Update, skipped: int, world: World) -> dict[str, Value]:
     return values | {"grad_norm": float(report.grad_norm), "learning_rate": report.learning_rate, "skipped": skipped}
 
 
-def _save(training: Training, options: LoopOptions, world: World, monitor: Monitor, done: int, skipped: int) -> None:
+def _save(
+    training: Training,
+    options: LoopOptions,
+    world: World,
+    monitor: Monitor,
+    done: int,
+    skipped: int,
+    unusual: frozenset[str],
+) -> None:
+    """Save in the main process; what goes wrong there ends all processes."""
+    failure: OSError | FloatingPointError | None = None
     if world.is_main:
-        state = {
-            "done": done,
-            "seconds": monitor.seconds,
-            "skipped": skipped,
-            "exactness": options.exactness,
-            "fingerprint": options.fingerprint,
-            "training": training.numbers(),
-        }
-        save_checkpoint(options.checkpoints, done, training.tensors(), state, options.keep)
-    world.barrier()
+        try:
+            if new := sorted(_not_finite(training) - unusual):
+                raise FloatingPointError(f"{training.title}: {new[0]} is not finite after {done} updates")
+            state = {
+                "done": done,
+                "seconds": monitor.seconds,
+                "skipped": skipped,
+                "exactness": options.exactness,
+                "fingerprint": options.fingerprint,
+                "versions": versions(),
+                "training": training.numbers(),
+            }
+            save_checkpoint(options.checkpoints, done, training.tensors(), state, options.keep)
+        except (OSError, FloatingPointError) as error:
+            failure = error
+    if not world.any(failure is not None):
+        return
+    words = f"no checkpoint after {done} updates; those in {options.checkpoints} from before stand"
+    if isinstance(failure, FloatingPointError):
+        raise FloatingPointError(f"{failure}: {words}") from failure
+    raise OSError(f"{failure or 'the main process could not save'}: {words}") from failure
+
+
+def _not_finite(training: Training) -> frozenset[str]:
+    """``GROUP/NAME`` of all state with NaN or infinity. At the start that is a constant such as a mask."""
+    return frozenset(
+        f"{group}/{name}"
+        for group, tensors in training.tensors().items()
+        for name, value in tensors.items()
+        if not bool(value.isfinite().all())
+    )
 
 
 def _resume(training: Training, options: LoopOptions) -> tuple[int, float, int, list[str]]:
     checkpoint, messages = latest_checkpoint(options.checkpoints)
     if checkpoint is None:
-        return 0, 0.0, 0, [*messages, f"{training.title}: nothing to resume in {options.checkpoints}, starting anew"]
+        nothing = f"{training.title}: nothing to resume in {options.checkpoints}"
+        if options.resume != "auto":
+            raise ValueError("; ".join([nothing, *messages, 'resume="auto" (--resume auto) starts in that case']))
+        return 0, 0.0, 0, [*messages, f"{nothing}, starting anew"]
     state = checkpoint.state
-    different = _differences(state["fingerprint"], options.fingerprint)
+    try:
+        different = _differences(state["fingerprint"], options.fingerprint)
+        changed = _differences(state["exactness"], options.exactness)
+        done, seconds, skipped = int(state["done"]), float(state["seconds"]), int(state["skipped"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{checkpoint.path / 'state.json'} is not that of a training: {error!r}") from error
     if different:
         raise ValueError(f"{checkpoint.path} belongs to other settings and cannot be resumed: {'; '.join(different)}")
-    changed = _differences(state["exactness"], options.exactness)
     if changed:
         messages.append(f"{training.title}: resumed, but no longer bit for bit as without a stop: {'; '.join(changed)}")
-    training.load(checkpoint)
-    messages.append(f"{training.title}: resumed after {state['done']} updates from {checkpoint.path}")
-    return state["done"], state["seconds"], state["skipped"], messages
+    try:
+        training.load(checkpoint)
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{checkpoint.path} does not fit this training: {error!r}") from error
+    messages.append(f"{training.title}: resumed after {done} updates from {checkpoint.path}")
+    return done, seconds, skipped, messages
 
 
 def _differences(saved: Mapping[str, Any], present: Mapping[str, Any], prefix: str = "") -> list[str]:

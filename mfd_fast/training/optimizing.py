@@ -64,8 +64,12 @@ class RoleOptimizer:
         self.updates = 0
 
     def backward(self, loss: Tensor, accumulation: int) -> None:
-        """Add the gradient of one of ``accumulation`` parts of the batch."""
-        torch.autograd.backward(self._scaler.scale(loss / accumulation))
+        """Add the gradient of one of ``accumulation`` parts of the batch.
+
+        A loss that is not finite makes its gradient NaN in every process, so the update is skipped by all.
+        """
+        seed = torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
+        torch.autograd.backward(self._scaler.scale(loss / accumulation), seed)
 
     def step(self) -> UpdateReport:
         """Average, unscale, clip and apply the gradient; forget it. Non-finite gradients change no weight.

@@ -1,6 +1,7 @@
 """Training of a flow-matching teacher on a data set."""
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from mfd_fast.models import describe_model
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder, build_from_settings
 from mfd_fast.settings_io import lasting_settings
-from mfd_fast.streams import EpochOrder, RowDraws, derive_seed, make_generator
+from mfd_fast.streams import EpochOrder, RowDraws, Share, derive_seed, make_generator
 from mfd_fast.training.checkpoint import Checkpoint
 from mfd_fast.training.context import Context
+from mfd_fast.training.culprit import Culprit, find_culprit
 from mfd_fast.training.ema import WeightAverage
-from mfd_fast.training.loop import LoopOptions, Update, run_training
+from mfd_fast.training.loop import LoopOptions, Resume, Update, run_training
 from mfd_fast.training.optimizing import PRECISIONS, RoleOptimizer
 
 
@@ -63,16 +65,23 @@ class TeacherTraining:
     def run_update(self, update: int) -> Update:
         """One flow-matching update."""
         (share,) = self._shares
+        loss, _ = self._loss(update, share)
+        self._optimizer.backward(loss, 1)
+        report = self._optimizer.step()
+        self.average.update(self._optimizer.updates, report.skipped)
+        return Update("teacher", report, loss, {})
+
+    def _loss(self, update: int, share: Share) -> tuple[Tensor, RowDraws]:
         draws = RowDraws(make_generator(self._seed, "teacher", update), share, self._context.device)
         index = self._order.indices(update * share.total + share.first, share.rows)
         data = self._dataset.x[index].to(self._context.device, non_blocking=True)
         condition = self._condition(index, draws)
         noise, t = draws.normal(self._dataset.sample_shape), draws.times(self._law).to(data.device, non_blocking=True)
-        loss = flow_matching_loss(self._field, data, noise, t, condition)
-        self._optimizer.backward(loss, 1)
-        report = self._optimizer.step()
-        self.average.update(self._optimizer.updates, report.skipped)
-        return Update("teacher", report, loss, {})
+        return flow_matching_loss(self._field, data, noise, t, condition), draws
+
+    def find_culprit(self, update: int) -> Culprit:
+        """The first sample of this process's share whose loss or gradient is not finite."""
+        return find_culprit(self._shares, list(self._network.named_parameters()), partial(self._loss, update))
 
     def _condition(self, index: Tensor, draws: RowDraws) -> dict[str, Tensor]:
         if self._dataset.label is None or self._dataset.num_classes is None:
@@ -113,7 +122,7 @@ class TeacherTraining:
 
 
 def train_teacher(
-    settings: Settings, dataset: Dataset, run: RunFolder, context: Context, *, resume: bool = False
+    settings: Settings, dataset: Dataset, run: RunFolder, context: Context, *, resume: Resume = False
 ) -> nn.Module:
     """Train a teacher as the settings say; its averaged weights end in ``teacher.safetensors``.
 
@@ -140,6 +149,7 @@ def train_teacher(
             "seed": settings.run.seed,
         },
         resume=resume,
+        deadline=context.deadline,
     )
     run_training(training, options, context.world)
     with training.average.applied():

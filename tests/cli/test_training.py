@@ -187,9 +187,9 @@ def test_an_interrupted_teacher_goes_on_with_resume(
     command = ("train-teacher", "--run", "run", *points)
     stop_at(monkeypatch, TeacherTraining, 2)
     result = cli(*command, "--fresh")
-    assert result.code == 143
+    assert result.code == 75
     assert "teacher stopped after 3 of 6 updates; it is saved in run/checkpoints/teacher" in result.err
-    assert "The same command with --resume in place of --fresh goes on from there." in result.err
+    assert "The same command with --resume auto in place of --fresh goes on from there." in result.err
     assert "run holds an unfinished teacher: pass --resume to go on or --fresh to start anew" in refused(*command)
     result = cli(*command, "--resume")
     assert result.code == 0
@@ -206,9 +206,9 @@ def test_an_interrupted_student_goes_on_with_resume(
     command = ("distill", "--run", run, *points)
     stop_at(monkeypatch, DistillTraining, 4)
     result = cli(*command)
-    assert result.code == 143
+    assert result.code == 75
     assert "distillation stopped after 5 of 9 updates" in result.err
-    assert "The same command with --resume goes on from there." in result.err
+    assert "The same command with --resume auto goes on from there." in result.err
     assert "run holds an unfinished student: pass --resume to go on or --fresh to start anew" in refused(*command)
     assert "distill.batch_size was 16, is 8" in refused(*command, "--resume", "--set", "distill.batch_size=8")
     # How a run is watched may change, what it computes may not.
@@ -219,8 +219,9 @@ def test_an_interrupted_student_goes_on_with_resume(
     assert all(torch.equal(value, whole[name]) for name, value in RunFolder(run).read_tensors("student").items())
 
 
-def test_resume_without_anything_to_resume_starts(cli: Any, points: list[str]) -> None:
-    result = cli("train-teacher", "--run", "run", *points, "--resume")
+def test_resume_without_anything_to_resume(cli: Any, refused: Any, points: list[str]) -> None:
+    assert "nothing to resume in" in refused("train-teacher", "--run", "run", *points, "--resume")
+    result = cli("train-teacher", "--run", "run", *points, "--resume", "auto")
     assert result.code == 0
     assert "nothing to resume in run/checkpoints/teacher, starting anew" in result.out
 

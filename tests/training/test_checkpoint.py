@@ -1,6 +1,9 @@
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,11 +66,42 @@ def test_an_abandoned_later_checkpoint_does_not_push_a_good_one_out(tmp_path: Pa
     assert skipped == []
 
 
-def test_the_same_update_is_replaced(tmp_path: Path) -> None:
+def test_the_same_update_is_saved_beside_the_one_before(tmp_path: Path) -> None:
     save(tmp_path, 3)
     path = save_checkpoint(tmp_path, 3, {}, {"again": True}, 2)
-    assert load_checkpoint(path).state == {"again": True}
-    assert names(tmp_path) == ["update-000003"]
+    assert names(tmp_path) == ["update-000003", "update-000003.1"]
+    assert list_checkpoints(tmp_path)[-1] == path
+    assert latest_checkpoint(tmp_path)[0].state == {"again": True}
+    save_checkpoint(tmp_path, 3, {}, {"again": 2}, 1)
+    assert names(tmp_path) == ["update-000003.2"]
+    save(tmp_path, 4, keep=1)
+    assert names(tmp_path) == ["update-000004"]
+
+
+def test_there_is_never_a_moment_without_a_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at before and after every call that changes the file system, keeping one, the same update again."""
+    save(tmp_path, 3, keep=1)
+    looked = []
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            for moment in (0, 1):
+                found, _ = latest_checkpoint(tmp_path)
+                assert found is not None, (name, moment)
+                looked.append(name)
+                if moment == 0:
+                    result = original(*arguments, **options)
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((Path, "rename"), (shutil, "rmtree"), (Path, "unlink"), (Path, "replace"), (os, "fsync")):
+        watch(owner, name)
+    save(tmp_path, 3, keep=1)
+    save(tmp_path, 2, keep=1)
+    assert {"rename", "rmtree", "fsync"} <= set(looked)
 
 
 @pytest.mark.parametrize("failing", ["write_tensors", "write_json", "sha256"])

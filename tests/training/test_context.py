@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -39,7 +41,17 @@ def test_one_process_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_threads_are_set_and_part_of_exactness() -> None:
     context = make_context(RunSettings(device="cpu", threads=1))
     assert torch.get_num_threads() == 1
-    assert context.exactness() == {"device": "cpu", "threads": 1, "processes": 1, "torch": torch.__version__}
+    assert context.exactness() == {
+        **{"device": "cpu", "threads": 1, "processes": 1, "torch": torch.__version__},
+        "deterministic": False,
+    }
+
+
+def test_the_time_limit_counts_from_here() -> None:
+    before = time.monotonic()
+    deadline = make_context(RunSettings(device="cpu", max_seconds=60.0)).deadline
+    assert deadline is not None
+    assert before + 60 <= deadline <= time.monotonic() + 60
 
 
 @NO_CUDA

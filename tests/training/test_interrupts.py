@@ -1,11 +1,12 @@
 import signal
 import threading
+import time
 
 import pytest
 
-from mfd_fast.training.interrupts import Interrupted, stop_on_signals
+from mfd_fast.training.interrupts import Interrupted, raise_on_preemption, stop_on_signals
 
-WATCHED = (signal.SIGINT, signal.SIGTERM)
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @pytest.mark.parametrize("number", WATCHED)
@@ -16,8 +17,7 @@ def test_the_first_signal_is_noted(number: int) -> None:
         signal.raise_signal(number)
         assert stop
         assert stop.signal_number == number
-        after_first = {watched: signal.getsignal(watched) for watched in WATCHED}
-    assert after_first == before, "a second signal acts as it always does"
+        assert (signal.getsignal(signal.SIGINT) == before[signal.SIGINT]) == (number == signal.SIGINT)
     assert {watched: signal.getsignal(watched) for watched in WATCHED} == before
 
 
@@ -56,6 +56,43 @@ def test_other_threads_leave_signals_alone() -> None:
     assert seen == [(False, before)]
 
 
-def test_exit_code_is_what_shells_expect() -> None:
-    assert Interrupted(signal.SIGTERM, "x").exit_code == 143
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_launchers_send_twice_acts_once(number: int) -> None:
+    with stop_on_signals() as stop:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop.signal_number == number
+
+
+def test_exit_codes() -> None:
     assert Interrupted(signal.SIGINT, "x").exit_code == 130
+    for number in (signal.SIGTERM, signal.SIGUSR1, None):
+        assert Interrupted(number, "x").exit_code == 75
+
+
+def test_the_time_limit_goes_by_a_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    with stop_on_signals(105.0) as stop:
+        assert not stop
+        now[0] = 105.0
+        assert stop
+        assert stop.signal_number is None
+
+
+def test_between_trainings_preemption_leaves_at_once() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    seen = []
+
+    def work() -> None:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGUSR1)
+            seen.append(bool(stop))
+        signal.raise_signal(signal.SIGUSR1)
+
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1 between trainings") as caught, raise_on_preemption():
+        work()
+    assert seen == [True]
+    assert caught.value.exit_code == 75
+    assert signal.getsignal(signal.SIGUSR1) == before

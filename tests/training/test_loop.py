@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
+from mfd_fast.training.culprit import Culprit
 from mfd_fast.training.distributed import World
 from mfd_fast.training.interrupts import Interrupted
 from mfd_fast.training.loop import LoopOptions, Update, run_training
@@ -37,6 +38,9 @@ class Scripted:
         skipped = update in self.bad
         report = UpdateReport(torch.tensor(float("nan") if skipped else 1.0), 0.1, torch.tensor(skipped))
         return Update("student", report, torch.tensor(float(update)), {"bins": torch.tensor([1.0, float("nan")])})
+
+    def find_culprit(self, update: int) -> Culprit:
+        return Culprit("gradient", 3, 0.25)
 
     def log_due(self, update: int) -> bool:
         return update % 2 == 1
@@ -77,7 +81,8 @@ def run(tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    every = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in every if "event" not in line]
 
 
 def test_order_of_things(tmp_path: Path, run: Any) -> None:
@@ -107,7 +112,9 @@ def test_resume_continues_where_the_checkpoint_is(tmp_path: Path, run: Any) -> N
 
 def test_resume_without_a_checkpoint_starts_anew(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     training = Scripted(2)
-    (message,) = run(training, resume=True)
+    with pytest.raises(ValueError, match=r"nothing to resume in .*--resume auto"):
+        run(training, resume=True)
+    (message,) = run(training, resume="auto")
     assert "nothing to resume in" in message
     assert message in capsys.readouterr().out
     assert training.after == [0, 1, 2]
@@ -144,7 +151,16 @@ def test_skipped_updates_are_said_counted_and_logged(
     run(Scripted(8, bad=[0, 1, 3, 6]))
     said = capsys.readouterr().out
     assert said.count("was skipped, its gradient is not finite") == 4
-    assert "scripted: update 3 of the student was skipped" in said
+    assert (
+        "scripted: update 3 of the student was skipped, its gradient is not finite "
+        "(the gradient of sample 3 at t = 0.25); 3 skipped so far"
+    ) in said
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines() if "event" in line]
+    assert [event.pop("update") for event in events] == [1, 2, 4, 7]
+    assert events[2] | {"seconds": 0} == {
+        **{"seconds": 0, "event": "skipped update", "skipped_role": "student", "cause": "gradient"},
+        **{"sample": 3, "t": 0.25, "time_bin": 2, "skipped": 3},
+    }
     noted = [(line["skipped"], line["grad_norm"]) for line in lines(tmp_path)]
     assert noted == [(2, None), (3, None), (3, 1.0), (4, 1.0)]
 
@@ -160,7 +176,9 @@ def test_the_count_of_skipped_updates_survives_a_resume(tmp_path: Path, run: Any
 
 def test_too_many_skipped_updates_in_a_row_end_the_training(tmp_path: Path, run: Any) -> None:
     training = Scripted(20, bad=[2, 3, 5, 6, 7, 8], checkpoint_every=5)
-    with pytest.raises(FloatingPointError, match=r"3 updates in a row .*the student in update 7.*are from before"):
+    with pytest.raises(
+        FloatingPointError, match=r"3 updates in a row .*the student in update 7: the gradient of sample 3.*Lower"
+    ):
         run(training)
     assert training.ran[-1] == 7
     (checkpoint,) = list_checkpoints(tmp_path / "checkpoints")

@@ -1,0 +1,190 @@
+"""Every parser of what comes from outside: good inputs to start from, and the errors that a bad one may raise."""
+
+import gzip
+import io
+import json
+import pickle
+import tarfile
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from mfd_fast.config import Settings
+from mfd_fast.data.cifar10 import cifar10
+from mfd_fast.data.pickled_batch import read_pickled_batch
+from mfd_fast.npz import read_arrays
+from mfd_fast.report.grid import load_picture
+from mfd_fast.report.record import read_run
+from mfd_fast.run_folder import network_from_description
+from mfd_fast.settings_io import from_toml, load_settings, to_toml
+from mfd_fast.storage import read_json, read_tensors
+from mfd_fast.training.checkpoint import load_checkpoint, save_checkpoint
+from mfd_fast.training.monitor import cut_log
+
+
+class Parser(NamedTuple):
+    """One way into the package."""
+
+    parse: Callable[[bytes], object]
+    seeds: Callable[[], list[bytes]]
+    errors: tuple[type[Exception], ...] = (ValueError,)
+
+
+@cache
+def folder() -> Path:
+    """A folder for the files of this process."""
+    return Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+def in_file(name: str, parse: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """``parse`` of a file with the content."""
+
+    def call(content: bytes) -> object:
+        path = folder() / name
+        path.write_bytes(content)
+        return parse(path)
+
+    return call
+
+
+def toml(content: bytes) -> object:
+    return from_toml(content.decode("utf-8"))
+
+
+def override(content: bytes) -> object:
+    return load_settings("mixture-2d", overrides=content.decode("utf-8").split("\x00"))
+
+
+@cache
+def good_checkpoint() -> Path:
+    place = folder() / "checkpoints"
+    return save_checkpoint(place, 1, {"student": {"a": torch.ones(2)}}, {"done": 1}, 1)
+
+
+def checkpoint_part(name: str) -> Callable[[bytes], object]:
+    def call(content: bytes) -> object:
+        path = good_checkpoint()
+        kept = (path / name).read_bytes()
+        (path / name).write_bytes(content)
+        try:
+            return load_checkpoint(path)
+        finally:
+            (path / name).write_bytes(kept)
+
+    return call
+
+
+BINARY_ROW = bytes([3]) + bytes(range(256)) * 12
+
+
+def cifar_binary(content: bytes) -> object:
+    place = folder() / "cifar"
+    if not place.exists():
+        place.mkdir()
+        for name in (*(f"data_batch_{index}.bin" for index in range(2, 6)), "test_batch.bin"):
+            (place / name).write_bytes(BINARY_ROW)
+    (place / "data_batch_1.bin").write_bytes(content)
+    return cifar10(place)
+
+
+def archives() -> list[bytes]:
+    files = {f"data_batch_{index}.bin": BINARY_ROW for index in range(1, 6)} | {"test_batch.bin": BINARY_ROW}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return [buffer.getvalue()]
+
+
+def archive(content: bytes) -> object:
+    path = folder() / "cifar.tar.gz"
+    path.write_bytes(gzip.compress(content, compresslevel=0))
+    return cifar10(path)
+
+
+def pickles() -> list[bytes]:
+    batch = {b"data": np.arange(24, dtype=np.uint8).reshape(2, 12), b"labels": [1, 2], b"filenames": [b"a", b"b"]}
+    return [pickle.dumps(batch, protocol=protocol) for protocol in (0, 1, 2, 4)]
+
+
+def npz_files() -> list[bytes]:
+    files = []
+    for write in (np.savez, np.savez_compressed):
+        buffer = io.BytesIO()
+        write(buffer, x=np.ones((2, 3), dtype=np.float32), condition=np.arange(2))
+        files.append(buffer.getvalue())
+    return files
+
+
+def tensor_files() -> list[bytes]:
+    return [
+        save({"a": torch.ones(2, 3), "b": torch.tensor(3), "c": torch.zeros(0), "d": torch.ones(2).bfloat16()}),
+        save({}),
+        b"\x40\x00\x00\x00\x00\x00\x00\x00"
+        + json.dumps({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).ljust(64).encode()
+        + b"\x00",
+    ]
+
+
+DESCRIPTIONS = [
+    {"model": "mlp", "sample_shape": [2], "num_classes": 3, "options": {"width": 8, "depth": 1}},
+    {"class": "mine:Network"},
+    {"factory": "torch.nn:Identity"},
+]
+
+
+def description(content: bytes) -> object:
+    path = folder() / "teacher.json"
+    path.write_bytes(content)
+    value = read_json(path)
+    return network_from_description(value, {}) if "factory" not in value else None
+
+
+RECORDS = {
+    "metrics.json": {"teacher": {"1": 2.0}, "student": {"1": 1.0}, "seconds": {"a": 1.0}, "recall": {"student": 0.5}},
+    "student.json": {"network": {"model": "mlp"}, "steps": 1, "value_range": [-1, 1]},
+    "log.jsonl": {"update": 3, "role": "student", "loss": 0.5, "velocity_gap_bins": [1.0, None]},
+}
+
+
+def record(content: bytes) -> object:
+    place = folder() / "run"
+    place.mkdir(exist_ok=True)
+    for name in RECORDS:
+        (place / name).write_bytes(content)
+    return read_run(place)
+
+
+def pictures() -> list[bytes]:
+    from mfd_fast.report.grid import encode
+
+    return [encode(np.zeros((4, 5, channels), dtype=np.uint8), kind) for channels in (1, 3) for kind in ("PNG", "JPEG")]
+
+
+PARSERS = {
+    "toml": Parser(toml, lambda: [to_toml(Settings()).encode(), b'preset = "demo"\n[teacher]\nupdates = 3\n']),
+    "override": Parser(override, lambda: [b"teacher.updates=3", b"model.options.width=[1, 2]\x00run.device=cpu"]),
+    "manifest": Parser(checkpoint_part("manifest.json"), lambda: [(good_checkpoint() / "manifest.json").read_bytes()]),
+    "state": Parser(in_file("state.json", read_json), lambda: [b'{"done": 1, "deep": [[1.5, null], "text"]}']),
+    "log": Parser(
+        in_file("log.jsonl", lambda path: cut_log(path, 3)), lambda: [b'{"update": 3}\n{"update": 4}\n{"upd']
+    ),
+    "safetensors": Parser(in_file("a.safetensors", read_tensors), tensor_files),
+    "npz": Parser(in_file("a.npz", lambda path: read_arrays(path, 1 << 24)), npz_files),
+    "cifar-binary": Parser(cifar_binary, lambda: [BINARY_ROW * 2]),
+    "cifar-pickle": Parser(lambda content: read_pickled_batch(content, 12), pickles),
+    "cifar-archive": Parser(archive, archives, (ValueError, FileNotFoundError)),
+    "description": Parser(
+        description, lambda: [json.dumps(one).encode() for one in DESCRIPTIONS], (ValueError, TypeError)
+    ),
+    "record": Parser(record, lambda: [json.dumps(one).encode() for one in RECORDS.values()]),
+    "picture": Parser(in_file("a.png", load_picture), pictures, (ValueError, OSError, SyntaxError)),
+}
