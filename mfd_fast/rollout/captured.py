@@ -195,7 +195,7 @@ def _recording(
     found = _RECORDINGS.get(key)
     if found is None or found.slots.count < slots:
         _RECORDINGS[key] = found = Recording(problem, program, slots)
-        _OWNERS[key] = [weakref.ref(owner, lambda _: forget(key)) for owner in identity.owners]
+        _OWNERS[key] = [weakref.ref(network, lambda _: forget(key)) for network in identity.networks]
     _RECORDINGS.move_to_end(key)
     while len(_RECORDINGS) > MAX_RECORDINGS:
         forget(next(iter(_RECORDINGS)))

@@ -4,9 +4,13 @@ import dataclasses
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from mfd_fast.types import Condition, SharedBackbone, VelocityField
+from mfd_fast.types import Condition, OnNetwork, VelocityField
+
+CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+"""What never changes by itself."""
 
 
 class Unknown(Exception):
@@ -18,28 +22,22 @@ class Identity(NamedTuple):
 
     key: Hashable
     networks: tuple[nn.Module, ...]
-    """The modules whose weights the field reads."""
-    owners: tuple[Any, ...]
-    """What must live for the key to have a meaning: it contains their ids."""
+    """The modules whose weights the field reads; the key contains their ids."""
 
 
 def identity_of(field: VelocityField) -> Identity:
-    """The identity of a module, a role of a shared backbone, or a wrapper that is a dataclass around such fields.
+    """The identity of a module, a field on a network such as a role, or a dataclass that wraps such fields.
 
     Raises:
         Unknown: the field is, or contains, something else, such as a function.
     """
     if isinstance(field, nn.Module):
-        return Identity(("module", id(field)), (field,), (field,))
+        return Identity(("module", id(field)), (field,))
     if dataclasses.is_dataclass(field) and not isinstance(field, type):
         return _wrapper(field)
-    if isinstance(field, SharedBackbone):
-        backbone = field.backbone
-        network = getattr(backbone, "network", backbone)
-        if not isinstance(network, nn.Module):
-            raise Unknown(f"the backbone of the field is a {type(backbone).__name__} without a network")
-        role = getattr(field, "role", None)
-        return Identity((type(field), id(backbone), _constant("role", role)), (network,), (backbone,))
+    if isinstance(field, OnNetwork) and isinstance(field.network, nn.Module):
+        constants = tuple((name, value) for name, value in vars(field).items() if isinstance(value, CONSTANTS))
+        return Identity((type(field), id(field.network), constants), (field.network,))
     raise Unknown(
         f"the field is a {type(field).__name__}, not an nn.Module or a wrapper of one, so its weights are hidden"
     )
@@ -48,7 +46,6 @@ def identity_of(field: VelocityField) -> Identity:
 def _wrapper(field: Any) -> Identity:
     key: list[Any] = [type(field)]
     networks: list[nn.Module] = []
-    owners: list[Any] = []
     for part in dataclasses.fields(field):
         value = getattr(field, part.name)
         if not callable(value) or isinstance(value, type):
@@ -57,14 +54,15 @@ def _wrapper(field: Any) -> Identity:
         inner = identity_of(value)
         key.append(inner.key)
         networks += inner.networks
-        owners += inner.owners
-    return Identity(tuple(key), tuple(networks), tuple(owners))
+    return Identity(tuple(key), tuple(networks))
 
 
 def _constant(name: str, value: Any) -> Hashable:
-    if isinstance(value, Tensor) or not isinstance(value, Hashable):
+    if isinstance(value, tuple):
+        return tuple(_constant(name, part) for part in value)
+    if not isinstance(value, CONSTANTS):
         raise Unknown(f"{name} is a {type(value).__name__}, of which it cannot be seen whether it has changed")
-    return value
+    return type(value), value
 
 
 def condition_key(condition: Condition) -> Hashable:
@@ -81,7 +79,7 @@ def _value_key(name: str, value: Any) -> Hashable:
         return value.shape[1:], value.dtype, value.shape[0] == 1
     if isinstance(value, Mapping):
         return condition_key(value)
-    return type(value), _constant(name, value)
+    return _constant(name, value)
 
 
 def fingerprint(networks: tuple[nn.Module, ...]) -> Hashable:

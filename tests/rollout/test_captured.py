@@ -201,6 +201,17 @@ def test_pairs_on_one_backbone(guided: bool) -> None:
     assert len(captured._RECORDINGS) == 1
 
 
+@pytest.mark.usefixtures("recorder")
+def test_roles_of_one_backbone_are_recorded_apart() -> None:
+    roles = LoRARoles(build_model("mlp", (6,), 3, width=16, depth=1), rank=2, alpha=2.0)
+    for parameter in roles.parameters("auxiliary"):
+        parameter.data += 0.1
+    teacher, auxiliary, again = (assert_equal(role) for role in (roles.teacher, roles.auxiliary, roles.teacher))
+    assert torch.equal(teacher, again)
+    assert float((teacher - auxiliary).abs().max()) > 1e-4
+    assert len(captured._RECORDINGS) == 2
+
+
 def fused_adamw(network: Network) -> None:
     step(network, torch.optim.AdamW(network.parameters(), lr=0.1, fused=True))
 
@@ -388,6 +399,11 @@ REFUSED: dict[str, tuple[Callable[[Network], Any], dict[str, Any], str]] = {
         lambda network: network,
         {"condition": {"label": torch.zeros(9, dtype=torch.int64), "extra": {"what": [1]}}},
         "what is a list, of which it cannot be seen",
+    ),
+    "partial-guidance": (
+        lambda network: network,
+        {"negative_condition": {"label": torch.tensor([3])}, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.8)},
+        "memory is a NegativeVelocities, of which it cannot be seen",
     ),
 }
 

@@ -215,7 +215,7 @@ def test_warmup_of_a_pair_decides_for_auto(monkeypatch: pytest.MonkeyPatch, shar
     for field in (teacher, auxiliary):
         module = compiled.network_of(field)
         assert module is not None
-        compiled.remember(module, "it was faster")
+        compiled.remember(module, compiled.Measured(("compiled",), "it was faster"))
     graphs = counters["stats"]["unique_graphs"]
     assert auto().teacher.runner == auto().auxiliary.runner == "compiled"
     assert counters["stats"]["unique_graphs"] == graphs, "all graphs were there"
