@@ -52,9 +52,11 @@ class Recording:
         self.replays: dict[int, Callable[[], None]] = {}
 
     def prepare(
-        self, fields: Sequence[VelocityField], networks: tuple[nn.Module, ...], sizes: set[int]
+        self, problem: Problem, fields: Sequence[VelocityField], networks: tuple[nn.Module, ...], sizes: set[int]
     ) -> RuntimeError | None:
         """Record what is missing with the first of ``fields`` (all the same but in speed) that can be recorded.
+
+        Trial runs compute the first row of ``problem``.
 
         Returns:
             What went wrong with the last of them, if none can.
@@ -65,21 +67,20 @@ class Recording:
                 self.replays.clear()
                 self._recorder = graphs.RECORDERS[self._device.type](self._device)
             try:
-                self._record(field, sizes, self._recorder)
-            except RuntimeError as problem:
-                error, self._recorder = problem, None
+                self._record(problem, field, sizes, self._recorder)
+            except RuntimeError as failure:
+                error, self._recorder = failure, None
                 continue
             # Afterwards: a network may prepare something for itself when it is first run.
             self._constants = fingerprint(networks)
             return None
         return error
 
-    def _record(self, field: VelocityField, sizes: set[int], recorder: Recorder) -> None:
+    def _record(self, problem: Problem, field: VelocityField, sizes: set[int], recorder: Recorder) -> None:
         """The largest batch first, so that the smaller ones find its memory."""
         missing = sorted(sizes - self.replays.keys(), reverse=True)
         if missing:
-            # No slot is at work in a recording, whatever the last rollout has left behind.
-            self.slots.state.coefficients.zero_()
+            self.slots.fill(problem.x, problem.times.t, problem.condition)
         for rows in missing:
             self.replays[rows] = recorder.record(partial(self.slots.advance, field, rows))
 
@@ -140,7 +141,7 @@ def prepare_captured(problem: Problem, options: RolloutOptions) -> CapturedRollo
     batches = buckets(schedule.live, count)
     key, recording = _recording(problem, identity, program, options.solver, count)
     with recording.lock, torch.no_grad():
-        error = recording.prepare(_fastest_first(problem.field), identity.networks, set(batches))
+        error = recording.prepare(problem, _fastest_first(problem.field), identity.networks, set(batches))
     if error is not None:
         forget(key)
         raise NotCapturable(f"recording it failed: {str(error).splitlines()[0]}") from error

@@ -56,6 +56,14 @@ class Slots:
             if theirs.shape[0] == 1:
                 ours.copy_(theirs)
 
+    def fill(self, x: Tensor, t: Tensor, condition: Condition) -> None:
+        """Put the first row of ``x`` into every slot, so that a trial run computes something valid."""
+        self.share(condition)
+        places = torch.arange(self.count, device=x.device)
+        self.load(x, condition, torch.zeros_like(places), places)
+        self.state.coefficients.zero_()
+        self.state.coefficients[TIME].copy_(t[0])
+
     def load(self, x: Tensor, condition: Condition, rows: Tensor, places: Tensor) -> None:
         """Begin ``rows`` ``[n]`` of ``x`` in the slots ``places`` ``[n]``, int64 on the device."""
         copy_rows(x, rows, self.state.start, places)
