@@ -15,6 +15,7 @@ from mfd_fast.presets import PRESETS
 
 OPTION_TABLES = ("model.options", "data.options")
 DEFAULT_PRESET = "demo"
+LONGEST_KEY = 200
 CHANGEABLE = (
     "log_every",
     "sample_every",
@@ -167,6 +168,8 @@ def _unknown(key: str) -> str:
         example = next(known for known in _SETTINGS if known.startswith(f"{key}."))
         return f"{key!r} is a section; set a key in it, such as {example!r}"
     parent, _, name = key.rpartition(".")
+    if len(key) > LONGEST_KEY:  # comparing it with all the others would take for ever
+        return f"unknown setting {key[:LONGEST_KEY]!r}...; `mfd-fast info --settings` lists all of them"
     if tables := difflib.get_close_matches(parent, OPTION_TABLES, n=1, cutoff=0.8):
         return f"unknown setting {key!r}; did you mean '{tables[0]}.{name}'?"
 

@@ -25,7 +25,7 @@ def test_settings_and_versions_are_kept(run: RunFolder) -> None:
     settings = load_settings("mixture-2d", overrides=["run.seed=4"])
     run.write_settings(settings)
     assert run.read_settings() == settings
-    assert {path.name for path in run.path.iterdir()} == {"settings.toml", "versions.json"}
+    assert {path.name for path in run.path.iterdir()} == {"installed.json", "settings.toml", "versions.json"}
 
 
 def test_versions_name_what_numbers_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:

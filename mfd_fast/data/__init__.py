@@ -43,7 +43,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    nearest = get_close_matches(name, names, n=1, cutoff=0.0)
+    nearest = get_close_matches(name[:200], names, n=1, cutoff=0.0)
     if not nearest:
         return f"no {kind} takes the name {name!r}; there are none"
     return f"unknown {kind} {name!r}; did you mean {nearest[0]!r}? Known: {', '.join(names)}"

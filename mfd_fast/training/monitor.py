@@ -93,7 +93,7 @@ def cut_log(log: Path, update: int) -> None:
         try:
             if json.loads(line)["update"] <= update:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     write_text(log, "".join(kept))
 

@@ -164,15 +164,21 @@ def main() -> int:
         parser.error(f"unknown parser {unknown[0]}; known: {', '.join(PARSERS)}")
     # Beyond what torch's libraries have mapped already, two GiB.
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
+    broken: list[str] = []
     for name in options.names or PARSERS:
         if options.engine == "atheris":
             command = [sys.executable, __file__, name, "--seconds", str(options.seconds), "--engine", "atheris"]
             subprocess.run(command, check=True)
             continue
         resource.setrlimit(resource.RLIMIT_AS, (mapped + (2 << 30), resource.RLIM_INFINITY))
-        tried = fuzz(name, options.seconds, options.seed)
-        print(f"{name}: {tried} inputs in {options.seconds:.0f} s, seed {options.seed}", flush=True)
-    return 0
+        try:
+            tried = fuzz(name, options.seconds, options.seed)
+        except (Exception, TooLong) as error:
+            broken.append(name)
+            print(f"{name}: broken by {error!r:.300}", flush=True)
+        else:
+            print(f"{name}: {tried} inputs in {options.seconds:.0f} s, seed {options.seed}", flush=True)
+    return int(bool(broken))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def examine(assembly: dict[str, Any]) -> dict[str, Any]:
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (found,) = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     resources = dict(zip(("registers", "stack", "shared", "local"), map(int, found), strict=True))
-    return resources | {name: re.findall(pattern, assembly["ptx"]) for name, pattern in INSTRUCTIONS.items()}
+    found = {name: re.findall(pattern, assembly["ptx"]) for name, pattern in INSTRUCTIONS.items()}
+    # Before any optimisation that might narrow what it knows to be small.
+    return resources | found | {"offsets": re.findall(r"tt\.addptr .*tensor<[\dx]*x?(i\d+)>", assembly["ttir"])}
 
 
 def build(case: str, **options: int) -> list[dict[str, Any]]:

@@ -73,6 +73,13 @@ def test_long_rows_are_loaded_16_bytes_at_a_time(built: list[dict[str, Any]], ca
         assert set(partial["loads"]) == {load}
 
 
+def test_places_beyond_two_to_the_31_are_reached(built: list[dict[str, Any]]) -> None:
+    """Every offset into memory is computed in 64 bits."""
+    for one in built:
+        assert one["offsets"], one
+        assert set(one["offsets"]) == {"i64"}, one
+
+
 def test_sums_need_no_atomics(built: list[dict[str, Any]]) -> None:
     assert [one for one in built if one["atomics"]] == []
 

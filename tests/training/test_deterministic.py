@@ -64,7 +64,7 @@ def test_a_network_that_cannot_repeat_itself_is_refused(
     labelled_task: Task,
 ) -> None:
     distill(Undetermined(tiny_teacher(3)), tiny_settings(), labelled_task, tmp_path / "free")
-    with pytest.raises(RuntimeError, match="put_.* does not have a deterministic implementation"):
+    with pytest.raises(RuntimeError, match=r"put_.* does not have a deterministic implementation"):
         distill(
             Undetermined(tiny_teacher(3)), tiny_settings("run.deterministic=true"), labelled_task, tmp_path / "strict"
         )
