@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """Read a CIFAR-10 python batch without executing the pickle.
 
 The file is only taken apart into its instructions (`pickletools.genops`, which runs nothing). A machine of the few
@@ -9,11 +10,17 @@ the file, and no value that came from the file is hashed or shown unless it is a
 import pickletools
 from collections.abc import Callable
 from typing import Any
+=======
+"""Read a CIFAR-10 python batch without running anything that the pickle names."""
+
+import io
+>>>>>>> 6c92520 (OccFM: transition model, latents, IoU and evaluation, first version end to end)
 
 import numpy as np
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 _ARRAY, _TYPE, _ENCODE, _CLASS = "array", "type", "encode", "class"
 ALLOWED_NAMES = {
     "numpy.core.multiarray _reconstruct": _ARRAY,
@@ -22,6 +29,9 @@ ALLOWED_NAMES = {
     "numpy ndarray": _CLASS,
     "_codecs encode": _ENCODE,
 }
+=======
+from mfd_fast.data.plain_pickle import read_plain_pickle
+>>>>>>> 6c92520 (OccFM: transition model, latents, IoU and evaluation, first version end to end)
 
 
 def read_pickled_batch(content: bytes, sample_size: int) -> tuple[Tensor, list[int]]:
@@ -29,6 +39,7 @@ def read_pickled_batch(content: bytes, sample_size: int) -> tuple[Tensor, list[i
 
     Raises ValueError for a pickle that names anything but a plain array, or that holds no such batch.
     """
+<<<<<<< HEAD
     try:
         batch = _Machine().run(content)
     except (ValueError, LookupError, TypeError, UnicodeError, RecursionError, OverflowError) as error:
@@ -37,9 +48,21 @@ def read_pickled_batch(content: bytes, sample_size: int) -> tuple[Tensor, list[i
         raise ValueError(f"expected a dictionary, got {type(batch).__name__}")
     pixels, labels = batch.get("data"), batch.get("labels")
     if not isinstance(pixels, _Record) or pixels.kind != _ARRAY:
+=======
+    batch = read_plain_pickle(io.BytesIO(content), encoding="bytes")
+    if not isinstance(batch, dict):
+        raise ValueError(f"expected a dictionary, got {type(batch).__name__}")
+    pixels, labels = batch.get(b"data", batch.get("data")), batch.get(b"labels", batch.get("labels"))
+    if not isinstance(pixels, np.ndarray):
+>>>>>>> 6c92520 (OccFM: transition model, latents, IoU and evaluation, first version end to end)
         raise ValueError(f"expected a numpy array under 'data', got {type(pixels).__name__}")
+    if pixels.dtype != np.uint8:
+        raise ValueError("expected an array of uint8 under 'data'")
+    if pixels.ndim != 2 or pixels.shape[1] != sample_size:
+        raise ValueError(f"expected an array of shape (N, {sample_size}) under 'data', got {pixels.shape}")
     if not isinstance(labels, list) or any(type(label) is not int for label in labels):
         raise ValueError("expected a list of whole numbers under 'labels'")
+<<<<<<< HEAD
     return _array(pixels, sample_size), labels
 
 
@@ -204,3 +227,6 @@ def _array(record: _Record, sample_size: int) -> Tensor:
 def _text(values: tuple[Any, ...]) -> str | None:
     value = values[0] if values else None
     return value.decode("latin1") if isinstance(value, bytes) else value if isinstance(value, str) else None
+=======
+    return torch.from_numpy(pixels.copy()), labels
+>>>>>>> 6c92520 (OccFM: transition model, latents, IoU and evaluation, first version end to end)

@@ -1,0 +1,121 @@
+"""A small world of moving boxes, in memory or in the files and formats of OccFM's release.
+
+Boxes move one cell a frame. At every frame each of them goes on, turns left or turns right at random, so a past has
+many futures; walls stand still. The vehicle drives straight on at its own pace and everything is seen from it.
+"""
+
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mfd_fast.data.occupancy.codec import KINDS, columns_of, encode
+from mfd_fast.data.occupancy.store import FramesInMemory, Scene
+from mfd_fast.storage import write_file
+
+SIDE = 12
+"""Cells along each side of what is seen."""
+WORLD = 18
+"""Cells along each side of the world, which is closed like a ring in both directions."""
+CELL_METRES = 0.8
+FRAMES_PER_SCENE = 12
+SPLITS = {"training": (400, 0), "validation": (48, 1)}
+"""Scenes and number of the random stream of each split."""
+TURNS = (0.5, 0.25, 0.25)
+"""Probabilities to go on, turn left and turn right."""
+HEADINGS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+SIZES = ((2, 2), (2, 2), (2, 3), (1, 5))
+"""Cells of a box along x and y; the last one is a wall."""
+NUMBER_OF_BOXES = (4, 2, 2)
+"""Cars, trucks and walls of a scene."""
+
+
+class ToySplit(NamedTuple):
+    """One split of the toy set."""
+
+    frames: FramesInMemory
+    grids: Tensor
+    """uint8 ``[M, 24, 24, 4]``."""
+
+
+def make_split(split: str, seed: int = 0, scenes: int | None = None) -> ToySplit:
+    """The split ``training`` or ``validation``; the same seed makes the same scenes."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    count, stream = SPLITS[split]
+    count = count if scenes is None else scenes
+    if count < 1:
+        raise ValueError(f"scenes must be at least 1, got {count}")
+    random = np.random.default_rng([seed, stream])
+    cells, poses, names = [], [], []
+    for number in range(count):
+        seen, pose = _scene(random)
+        cells.append(seen)
+        poses.append(pose)
+        name = f"scene-{stream:01d}{number:04d}"
+        names.append(Scene(name, tuple(f"{name}-{frame:02d}" for frame in range(FRAMES_PER_SCENE))))
+    grids = columns_of(torch.from_numpy(np.concatenate(cells)))
+    trajectory = torch.from_numpy(np.concatenate(poses).astype(np.float32))
+    return ToySplit(FramesInMemory(tuple(names), encode(grids), trajectory), grids)
+
+
+def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What is seen in every frame, a number of `KINDS` per cell or their count for nothing ``[F, 12, 12]``, and how
+    the vehicle moves from each frame to the next ``[F, 2]`` in metres.
+    """
+    kinds = np.repeat(np.arange(len(KINDS)), NUMBER_OF_BOXES)
+    sizes = [SIZES[kind if kind < 2 else 3] for kind in kinds]
+    place = random.integers(WORLD, size=(len(kinds), 2))
+    heading = random.integers(len(HEADINGS), size=len(kinds))
+    moves = kinds < len(KINDS) - 1
+    pace = int(random.integers(2))
+    seen = np.empty((FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
+    for frame in range(FRAMES_PER_SCENE):
+        world = np.full((WORLD, WORLD), len(KINDS))
+        for kind, (x, y), size, way in zip(kinds, place, sizes, heading, strict=True):
+            long, wide = size if way % 2 == 0 else size[::-1]
+            world[np.ix_((x + np.arange(long)) % WORLD, (y + np.arange(wide)) % WORLD)] = kind
+        seen[frame] = np.roll(world, -pace * frame, axis=0)[:SIDE, :SIDE]
+        turn = random.choice([0, 1, 3], size=len(kinds), p=TURNS)
+        heading = np.where(moves, (heading + turn) % len(HEADINGS), heading)
+        place = place + np.where(moves[:, None], np.array(HEADINGS)[heading], 0)
+    return seen, np.tile([pace * CELL_METRES, 0.0], (FRAMES_PER_SCENE, 1))
+
+
+def write_release(folder: Path, seed: int = 0, scenes: dict[str, int] | None = None) -> None:
+    """Write both splits as OccFM releases them; ValueError when the folder exists.
+
+    ``nus_sem_occ_SPLIT.pkl`` holds the latents in an order of its own, ``nuscenes_infos_SPLIT.pkl`` the order in time,
+    ``data/nuscenes/gts/SCENE/TOKEN/labels.npz`` the occupancy.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; choose another folder or delete it")
+    for split in SPLITS:
+        frames, grids = make_split(split, seed, (scenes or {}).get(split))
+        entries, infos, first = [], {}, 0
+        for scene in frames.scenes:
+            infos[scene.name] = [{"token": token} for token in scene.tokens]
+            for number, token in enumerate(scene.tokens, start=first):
+                path = f"data/nuscenes/gts/{scene.name}/{token}/labels.npz"
+                _write_labels(folder / path, grids[number])
+                latent, pose = frames.latents[number].numpy(), frames.trajectory[number].numpy()
+                entries.append({"x_sampled": latent[None], "gt_path": [[path]], "gt_trajs": pose[None]})
+            first += len(scene.tokens)
+        shuffled = [entries[i] for i in np.random.default_rng([seed, 2]).permutation(len(entries))]
+        _write_pickle(folder / f"nus_sem_occ_{split}.pkl", shuffled)
+        _write_pickle(folder / f"nuscenes_infos_{split}.pkl", {"infos": infos})
+
+
+def _write_labels(path: Path, grid: Tensor) -> None:
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        np.savez(file, semantics=grid.numpy())
+
+
+def _write_pickle(path: Path, content: object) -> None:
+    """A pickle, because that is the format of the release; this package writes none for itself and reads none freely."""
+    write_file(path, lambda temporary: temporary.write_bytes(pickle.dumps(content, protocol=4)) and None)
