@@ -1,7 +1,8 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
-Boxes move one cell a frame. At every frame each of them goes on, turns left or turns right at random, so a past has
-many futures; walls stand still. The vehicle drives straight on at its own pace and everything is seen from it.
+Posts stand still, and beside each of them a car or a truck goes round: at every frame it stays at its side of the
+post or moves on to the next side, this way or that. A past therefore has many futures, and their mean is none of them.
+The vehicle stands or drives straight on, and everything is seen from it.
 """
 
 import pickle
@@ -19,19 +20,18 @@ from mfd_fast.storage import write_file
 
 SIDE = 12
 """Cells along each side of what is seen."""
-WORLD = 18
-"""Cells along each side of the world, which is closed like a ring in both directions."""
+BLOCK, BLOCKS = 6, 3
+"""The world is a ring in both directions, of 3 x 3 blocks of 6 x 6 cells with at most one post each."""
+POST_SHARE = 0.7
+"""Share of the blocks with a post."""
 CELL_METRES = 0.8
 FRAMES_PER_SCENE = 12
 SPLITS = {"training": (400, 0), "validation": (48, 1)}
 """Scenes and number of the random stream of each split."""
-TURNS = (0.5, 0.25, 0.25)
-"""Probabilities to go on, turn left and turn right."""
-HEADINGS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-SIZES = ((2, 2), (2, 2), (2, 3), (1, 5))
-"""Cells of a box along x and y; the last one is a wall."""
-NUMBER_OF_BOXES = (4, 2, 2)
-"""Cars, trucks and walls of a scene."""
+SIDES = ((1, 0), (0, 1), (-1, 0), (0, -1))
+LONG, DEEP = 3, 2
+"""Cells of a box along and away from its post."""
+CAR, TRUCK, POST = range(len(KINDS))
 
 
 class ToySplit(NamedTuple):
@@ -67,23 +67,27 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.f
     """What is seen in every frame, a number of `KINDS` per cell or their count for nothing ``[F, 12, 12]``, and how
     the vehicle moves from each frame to the next ``[F, 2]`` in metres.
     """
-    kinds = np.repeat(np.arange(len(KINDS)), NUMBER_OF_BOXES)
-    sizes = [SIZES[kind if kind < 2 else 3] for kind in kinds]
-    place = random.integers(WORLD, size=(len(kinds), 2))
-    heading = random.integers(len(HEADINGS), size=len(kinds))
-    moves = kinds < len(KINDS) - 1
+    corners = np.argwhere(random.random((BLOCKS, BLOCKS)) < POST_SHARE) * BLOCK
+    posts = corners + random.integers(2, 4, size=corners.shape)
+    kinds = random.choice([CAR, TRUCK], size=len(posts))
+    sides = random.integers(len(SIDES), size=len(posts))
     pace = int(random.integers(2))
     seen = np.empty((FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
     for frame in range(FRAMES_PER_SCENE):
-        world = np.full((WORLD, WORLD), len(KINDS))
-        for kind, (x, y), size, way in zip(kinds, place, sizes, heading, strict=True):
-            long, wide = size if way % 2 == 0 else size[::-1]
-            world[np.ix_((x + np.arange(long)) % WORLD, (y + np.arange(wide)) % WORLD)] = kind
+        world = np.full((BLOCK * BLOCKS, BLOCK * BLOCKS), len(KINDS))
+        for post, kind, side in zip(posts, kinds, sides, strict=True):
+            world[tuple(post)] = POST
+            world[_box(post, side)] = kind
         seen[frame] = np.roll(world, -pace * frame, axis=0)[:SIDE, :SIDE]
-        turn = random.choice([0, 1, 3], size=len(kinds), p=TURNS)
-        heading = np.where(moves, (heading + turn) % len(HEADINGS), heading)
-        place = place + np.where(moves[:, None], np.array(HEADINGS)[heading], 0)
+        sides = (sides + random.integers(-1, 2, size=len(sides))) % len(SIDES)
     return seen, np.tile([pace * CELL_METRES, 0.0], (FRAMES_PER_SCENE, 1))
+
+
+def _box(post: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ...]:
+    """The cells of the box at a side of its post, as an index into the world."""
+    away, along = np.arange(1, DEEP + 1), np.arange(LONG) - LONG // 2
+    spans = [along if step == 0 else step * away for step in SIDES[side]]
+    return np.ix_(*((start + span) % (BLOCK * BLOCKS) for start, span in zip(post, spans, strict=True)))
 
 
 def write_release(folder: Path, seed: int = 0, scenes: dict[str, int] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Weights of the transition model from a checkpoint that OccFM released or wrote, read without running anything."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +71,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:300]
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else "it is no pickle of tensors and plain values"
         raise ValueError(f"{path} is not a checkpoint of plain weights and was not loaded: {reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint: {' '.join(str(error).split())[:300]}") from error
