@@ -117,6 +117,16 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _set(items: Any) -> set[Any]:
+    if not isinstance(items, list):
+        raise _Refused("a set is made of something that is no list")
+    return set(items)
+
+
 def _no_call(*_: Any) -> Any:
     raise _Refused("numpy.ndarray is called, which no pickle of arrays does")
 
@@ -135,6 +145,9 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): _no_call,
     ("_codecs", "encode"): _encode,
+    # How protocol 2 writes b"" and sets.
+    ("__builtin__", "bytes"): _no_bytes,
+    ("__builtin__", "set"): _set,
 }
 for _module in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_module}.multiarray", "_reconstruct"] = _Array

@@ -143,7 +143,7 @@ def read_entries(path: Path) -> tuple[dict[str, _Entry], int]:
 
 def _entry(number: int, entry: Any) -> tuple[str, _Entry]:
     if not isinstance(entry, dict):
-        raise ValueError(f"expected a dictionary, got a {type(entry).__name__}")
+        raise ValueError(f"expected a dictionary, got {type(entry).__name__}")
     lacking = [name for name in ("x_sampled", "gt_path", "gt_trajs") if name not in entry]
     if lacking:
         raise ValueError(f"lacks {', '.join(lacking)}; it has {', '.join(map(str, entry)) or 'nothing'}")

@@ -1,0 +1,174 @@
+"""The toy set: its codec, its law, and that files and memory hold the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mfd_fast.data import load_dataset
+from mfd_fast.data.dataset import all_rows
+from mfd_fast.data.occupancy import OccupancyDataset, codec, toy
+from mfd_fast.data.occupancy.convert import convert
+from mfd_fast.data.occupancy.labels import CLASSES, FREE, LabelFiles, read_labels
+from mfd_fast.data.occupancy.store import Scene
+
+FEW = {"training": 3, "validation": 2}
+
+
+def cells(frames: torch.Tensor) -> np.ndarray:
+    """The kind in every cell of latents ``[n, 4, 12, 12]``."""
+    kind = torch.where(frames[:, 0] > 0, frames[:, 1:].argmax(1), len(codec.KINDS))
+    return kind.numpy()
+
+
+def test_codec_is_exact_and_stable() -> None:
+    kinds = torch.randint(0, 4, (5, 12, 12), generator=torch.Generator().manual_seed(0))
+    grids = codec.columns_of(kinds)
+    latents = codec.encode(grids)
+    assert grids.shape == (5, 24, 24, 4)
+    assert latents.shape == (5, 4, 12, 12)
+    assert latents.abs().unique().tolist() == pytest.approx([codec.AMPLITUDE])
+    assert torch.equal(codec.decode(latents), grids)
+    shaken = latents + 0.09 * (2 * torch.rand(latents.shape, generator=torch.Generator().manual_seed(1)) - 1)
+    assert torch.equal(codec.decode(shaken), grids)
+    columns = {label: int((grids[grids[..., 0] == label] != FREE).sum(-1).max()) for label in (4, 10, 15)}
+    assert columns == {CLASSES.index("car"): 2, CLASSES.index("truck"): 3, CLASSES.index("manmade"): 4}
+
+
+def test_the_world_does_what_it_says() -> None:
+    split = toy.make_split("training", seed=3, scenes=200)
+    assert split.frames.latents.shape == (200 * 12, 4, 12, 12)
+    seen = cells(split.frames.latents).reshape(200, 12, 12, 12)
+    pace = split.frames.trajectory.reshape(200, 12, 2)
+    assert pace[..., 1].abs().max() == 0
+    assert sorted(pace[..., 0].unique().tolist()) == [0.0, pytest.approx(0.8)]
+    posts = seen == toy.POST
+    for scene, steps in zip(posts, pace[:, 0, 0] / toy.CELL_METRES, strict=True):
+        # A cell that shows a post shows it again where the drive has moved it to.
+        shift = round(float(steps))
+        before, after = scene[:-1, shift:], scene[1:, : 12 - shift]
+        assert (before == after).all()
+    share = (seen != len(codec.KINDS)).mean()
+    # 0.7 posts with 7 cells on 36, no overlap.
+    assert share == pytest.approx(0.7 * 7 / 36, abs=0.01)
+
+
+def test_a_box_stays_or_goes_on_either_way_equally_often() -> None:
+    random = np.random.default_rng(0)
+    moves = []
+    for _ in range(300):
+        sides = (random.integers(4) + np.cumsum(random.integers(-1, 2, size=12))) % 4
+        moves += list((np.diff(sides) + 1) % 4)
+    counts = np.bincount(moves, minlength=4)
+    assert counts[3] == 0
+    assert counts[:3] / counts.sum() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_splits_and_seeds_differ() -> None:
+    first = toy.make_split("training", 0, 2).frames.latents
+    assert torch.equal(first, toy.make_split("training", 0, 2).frames.latents)
+    assert torch.equal(first, toy.make_split("training", 0, 3).frames.latents[: len(first)])
+    assert not torch.equal(first, toy.make_split("training", 1, 2).frames.latents)
+    assert not torch.equal(first, toy.make_split("validation", 0, 2).frames.latents)
+    with pytest.raises(ValueError, match="split must be one of training, validation, got 'test'"):
+        toy.make_split("test")
+    with pytest.raises(ValueError, match="scenes must be at least 1, got 0"):
+        toy.make_split("training", 0, 0)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release of a few scenes, and its conversion beside it."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy.write_release(folder / "release", 0, FEW)
+    for split in FEW:
+        paths = [folder / "release" / name for name in (f"nus_sem_occ_{split}.pkl", f"nuscenes_infos_{split}.pkl")]
+        convert(*paths, folder / "latents" / split)
+    return folder
+
+
+def test_files_and_memory_hold_the_same(converted: Path) -> None:
+    labels = str(converted / "release" / "data" / "nuscenes" / "gts")
+    on_disk = load_dataset("occupancy-toy", converted / "latents", labels=labels)
+    in_memory = load_dataset("occupancy-toy", training_scenes=3, validation_scenes=2)
+    assert isinstance(on_disk, OccupancyDataset)
+    assert isinstance(in_memory, OccupancyDataset)
+    assert torch.equal(all_rows(on_disk.x), all_rows(in_memory.x))
+    assert torch.equal(all_rows(on_disk.held_out_x), all_rows(in_memory.held_out_x))
+    for name in ("history", "trajectory"):
+        assert torch.equal(all_rows(on_disk.conditions[name]), all_rows(in_memory.conditions[name]))
+        assert torch.equal(
+            all_rows(on_disk.held_out_conditions[name]), all_rows(in_memory.held_out_conditions[name])
+        )
+    assert on_disk.truth is not None
+    assert in_memory.truth is not None
+    assert torch.equal(on_disk.truth.labels(12, 12), in_memory.truth.labels(12, 12))
+
+
+def test_recorded_latents_decode_to_the_recorded_occupancy(converted: Path) -> None:
+    labels = str(converted / "release" / "data" / "nuscenes" / "gts")
+    data = load_dataset("occupancy-toy", converted / "latents", labels=labels)
+    assert isinstance(data, OccupancyDataset)
+    assert data.truth is not None
+    assert data.decoder is not None
+    assert data.truth_starts is not None
+    assert len(data.held_out_x) == 2 * (12 - 6 + 1)
+    for row in (0, 6, 7, 13):
+        decoded = data.decoder(data.held_out_x[torch.tensor([row])][0] / data.scale)
+        assert torch.equal(decoded, data.truth.labels(int(data.truth_starts[row]), 3))
+
+
+def test_the_same_files_as_a_dataset_without_codec(converted: Path) -> None:
+    data = load_dataset("occupancy", converted / "latents", history=2, future=4, history_last=1, rescale=1.0)
+    assert isinstance(data, OccupancyDataset)
+    assert data.sample_shape == (4, 4, 12, 12)
+    assert data.conditions["history"].shape[1:] == (2, 4, 12, 12)
+    assert data.decoder is None
+    assert data.truth is None
+    assert not data.conditions["history"][torch.tensor([0])][:, 0].any()
+    assert not data.conditions["trajectory"][torch.arange(len(data.x))][:, 0].any()
+    assert data.x[torch.tensor([0])].abs().max().item() == pytest.approx(codec.AMPLITUDE)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("occupancy", {}, "root: dataset 'occupancy' is read from a converted folder"),
+        ("occupancy-toy", {"labels": "x"}, "labels: the toy set in memory has its own"),
+        ("occupancy-toy", {"future": 0}, "history, future and rescale must be positive"),
+        ("occupancy-toy", {"history_last": 4}, "history_last from 1 to history"),
+        ("occupancy-toy", {"rescale": 0.0}, "rescale must be positive"),
+        ("occupancy-toy", {"future": 10, "training_scenes": 2}, "no training scene has the 13 frames of a window"),
+    ],
+)
+def test_options_that_do_not_fit(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name, **options)
+
+
+def test_release_is_never_overwritten(converted: Path) -> None:
+    with pytest.raises(ValueError, match="release exists already"):
+        toy.write_release(converted / "release")
+
+
+def test_label_files(tmp_path: Path) -> None:
+    path = tmp_path / "scene" / "token" / "labels.npz"
+    path.parent.mkdir(parents=True)
+    grid = np.random.default_rng(0).integers(0, 18, (4, 5, 2)).astype(np.uint8)
+    np.savez(path, semantics=grid, mask_camera=grid)
+    assert read_labels(path).tolist() == grid.tolist()
+    files = LabelFiles(tmp_path, [Scene("scene", ("token", "lost"))])
+    assert files.labels(0, 1).shape == (1, 4, 5, 2)
+    with pytest.raises(FileNotFoundError, match=r"labels: there is no file .*lost"):
+        files.labels(0, 2)
+    with pytest.raises(NotADirectoryError, match="labels: expected the folder that holds SCENE/TOKEN/labels.npz"):
+        LabelFiles(tmp_path / "nowhere", [])
+    for content, message in (({"semantics": grid.astype(int)}, "got int64"), ({"semantics": grid + 1}, "up to 18"),
+                             ({"other": grid}, "holds no 'semantics'")):  # fmt: skip
+        np.savez(path, **content)
+        with pytest.raises(ValueError, match=message):
+            read_labels(path)
+    path.write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="is damaged or holds no 'semantics'"):
+        read_labels(path)
