@@ -42,7 +42,7 @@ def load_decoder(repo: Path, checkpoint: Path, latent_channels: int, device: tor
     weights = read_weights(checkpoint)
     with _importable(repo):
         try:
-            classes: Mapping[str, Any] = importlib.import_module(DECODERS).__all__  # type: ignore[assignment]
+            classes: Mapping[str, Any] = importlib.import_module(DECODERS).__all__
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"--occfm-repo: the checkout in {repo} needs {error.name}, which is not installed; its ReadMe lists "
@@ -90,7 +90,9 @@ def _read_config(repo: Path, latent_channels: int) -> Mapping[str, Any]:
         raise NotADirectoryError(f"--occfm-repo: expected a checkout of OccFM with a folder {PACKAGE!r}, got {repo}")
     path = repo / CONFIGS / f"vae_swin_x{latent_channels}_h16.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"--occfm-repo: the checkout has no {path.relative_to(repo)}, for latents of these channels")
+        raise FileNotFoundError(
+            f"--occfm-repo: the checkout has no {path.relative_to(repo)}, for latents of {latent_channels} channels"
+        )
     try:
         import yaml
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mfd_fast.config import Settings
 from mfd_fast.data.occupancy import Decoder, OccupancyDataset
-from mfd_fast.data.occupancy.labels import CLASSES, FREE
+from mfd_fast.data.occupancy.labels import CLASSES, FREE, GroundTruth, LabelFiles
 from mfd_fast.metrics.iou import IoUCounter
 from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
@@ -41,14 +41,14 @@ class Scorer(Protocol):
 class OccupancyScorer:
     """IoU and mIoU of decoded forecasts."""
 
-    def __init__(self, dataset: OccupancyDataset, decode: Decoder) -> None:
-        self._dataset, self._decode = dataset, decode
+    def __init__(self, dataset: OccupancyDataset, decode: Decoder, truth: GroundTruth) -> None:
+        self._dataset, self._decode, self._truth = dataset, decode, truth
         self._counter = IoUCounter(dataset.sample_shape[0], len(CLASSES))
 
     def update(self, forecast: Tensor, rows: Tensor) -> None:
         """See `Scorer`."""
         grids = self._decode(forecast.flatten(0, 1) / self._dataset.scale).unflatten(0, forecast.shape[:2])
-        self._counter.update(grids, recorded_occupancy(self._dataset, rows))
+        self._counter.update(grids, recorded_occupancy(self._dataset, self._truth, rows))
 
     def result(self) -> dict[str, Any]:
         """IoU and mIoU by horizon and averaged, IoU by class."""
@@ -92,20 +92,21 @@ def score_forecasts(
 ) -> dict[str, Any]:
     """Measure every sampler on the same held-out windows and noise; the entry of ``metrics.json``.
 
-    Latents are decoded by ``decoder``, else by the data's own codec, and compared with the recorded occupancy; where
-    there is no decoder or no recorded occupancy, their distance to the recorded latents is measured. Windows are
-    spread evenly over the held-out data. Pictures of the first of them go to `VIEWS_FILE`.
+    Latents are decoded by ``decoder``, else by the data's own codec, and compared with the recorded occupancy of
+    ``evaluate.labels`` or of the data; where one of the two is missing, their distance to the recorded latents is
+    measured. Windows are spread evenly over the held-out data. Pictures of the first of them go to `VIEWS_FILE`.
     """
     decode = decoder or dataset.decoder
+    labels = settings.evaluate.labels
+    truth = dataset.truth if labels is None else LabelFiles(Path(labels), dataset.scenes)
     total = len(dataset.held_out_x)
     count = min(settings.evaluate.num_samples or total, total)
     chosen = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
     batches = torch.split(chosen, settings.evaluate.batch_size)
-    in_occupancy = decode is not None and dataset.truth is not None
     rows: list[dict[str, Any]] = []
     views: dict[str, Tensor] = {}
     for name in [*samplers, RECORDED, REPEATED]:
-        scorer: Scorer = OccupancyScorer(dataset, decode) if decode and in_occupancy else LatentScorer(dataset)
+        scorer: Scorer = OccupancyScorer(dataset, decode, truth) if decode and truth else LatentScorer(dataset)
         seconds = 0.0
         for number, batch in enumerate(batches):
             with phases.phase("sample"):
@@ -119,11 +120,11 @@ def score_forecasts(
         speed = count * dataset.sample_shape[0] / seconds if seconds else None
         rows.append({"role": role, "steps": int(steps) if steps else None, "frames_per_second": speed})
         rows[-1] |= scorer.result()
-    if in_occupancy:
-        views["truth"] = from_above(recorded_occupancy(dataset, batches[0][:VIEWS]).flatten(0, 1))
+    if truth and views:
+        views["truth"] = from_above(recorded_occupancy(dataset, truth, batches[0][:VIEWS]).flatten(0, 1))
     if views:
         _write_views(run, {name: view.unflatten(0, (-1, dataset.sample_shape[0])) for name, view in views.items()})
-    scored = "occupancy" if in_occupancy else "latents"
+    scored = "occupancy" if decode and truth else "latents"
     entry = {"scored": scored, "windows": count, "batch_size": settings.evaluate.batch_size, "rows": rows}
     return {"occupancy": entry, "seed": settings.run.seed}
 
@@ -144,12 +145,10 @@ def _forecast(
     return forecast, time.perf_counter() - start
 
 
-def recorded_occupancy(dataset: OccupancyDataset, rows: Tensor) -> Tensor:
+def recorded_occupancy(dataset: OccupancyDataset, truth: GroundTruth, rows: Tensor) -> Tensor:
     """The recorded grids of the future of held-out samples, uint8 ``[b, future, X, Y, Z]``."""
-    assert dataset.truth is not None
-    assert dataset.truth_starts is not None
     future = dataset.sample_shape[0]
-    return torch.stack([dataset.truth.labels(start, future) for start in dataset.truth_starts[rows].tolist()])
+    return torch.stack([truth.labels(start, future) for start in dataset.truth_starts[rows].tolist()])
 
 
 def from_above(grids: Tensor) -> Tensor:

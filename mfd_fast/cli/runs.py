@@ -52,6 +52,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         command = commands.add_parser(name, help=help_text)
         command.add_argument("folder", metavar="RUN", type=Path, help="run folder")
         if name == "evaluate":
+            command.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
             command.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
             command.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
         command.set_defaults(run_command=function)
@@ -189,6 +190,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     settings = run.read_settings()
     if (options.occfm_repo is None) != (options.occfm_checkpoint is None):
         raise ValueError("--occfm-repo and --occfm-checkpoint belong together: the decoder's code and its weights")
+    if options.labels is not None:
+        settings = replace(settings, evaluate=replace(settings.evaluate, labels=options.labels))
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     decoder = None
     if options.occfm_repo is not None:

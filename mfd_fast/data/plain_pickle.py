@@ -63,7 +63,7 @@ class _Type(_Inert):
     @property
     def plain(self) -> "np.dtype[Any]":
         """The type with its byte order."""
-        return np.dtype("O") if self.holds_objects else np.dtype(self._code).newbyteorder(self._order)
+        return np.dtype("O") if self.holds_objects else np.dtype(f"{self._order}{self._code}")
 
 
 class _Array(_Inert):

@@ -46,7 +46,8 @@ class IoUCounter:
     def __init__(self, horizons: int, num_classes: int, ignore: int = -100) -> None:
         if horizons < 1 or num_classes < 1 or 0 <= ignore <= num_classes:
             raise ValueError(
-                f"horizons and num_classes must be positive and ignore no label, got {horizons}, {num_classes}, {ignore}"
+                f"horizons and num_classes must be positive and ignore no label, got {horizons}, {num_classes} and "
+                f"{ignore}"
             )
         self.num_classes, self.ignore = num_classes, ignore
         self.counts = torch.zeros(horizons, num_classes + 1, num_classes + 1, dtype=torch.int64)
@@ -66,9 +67,8 @@ class IoUCounter:
             expected, claimed = expected[counted], claimed[counted]
             for name, values in (("forecast", claimed), ("truth", expected)):
                 if len(values) and not 0 <= int(values.min()) <= int(values.max()) < labels:
-                    raise ValueError(
-                        f"{name}: expected labels from 0 to {labels - 1}, got {int(values.min())} to {int(values.max())}"
-                    )
+                    found = f"{int(values.min())} to {int(values.max())}"
+                    raise ValueError(f"{name}: expected labels from 0 to {labels - 1}, got {found}")
             pairs = torch.bincount(expected * labels + claimed, minlength=labels**2)
             self.counts[horizon] += pairs.view(labels, labels).cpu()
 

@@ -69,7 +69,11 @@ def occupancy_verdict(record: RunRecord) -> Verdict | None:
     rows = _rows(record.metrics.get("occupancy"))
     measured = [(row["role"], row.get("steps"), finite(row.get("mean_iou"))) for row in rows]
     students = [(steps, value) for role, steps, value in measured if role == "student" and value is not None]
-    teachers = {steps: value for role, steps, value in measured if role == "teacher" and value is not None}
+    teachers = {
+        steps: value
+        for role, steps, value in measured
+        if role == "teacher" and value is not None and isinstance(steps, int)
+    }
     if not rows:
         return None
     if not students or not teachers:
@@ -126,5 +130,4 @@ def _pictures(views: Mapping[str, NDArray[np.uint8]]) -> tuple[list[Picture], li
         title = _name(role, int(steps) if steps else None)
         alt = f"{title}: {windows} windows below each other, {frames} frames side by side, seen from above."
         pictures.append(Picture(title, alt, picture_uri(image_grid(pixels, frames, scale, (0.0, 255.0))), None))
-    found = np.unique(np.concatenate([views[name].ravel() for name in order])) if order else np.array([], dtype=np.uint8)
-    return pictures, [int(label) for label in found]
+    return pictures, sorted({int(label) for name in order for label in np.unique(views[name])})

@@ -103,8 +103,10 @@ class TeacherTraining:
             return condition
 >>>>>>> 6c92520 (OccFM: transition model, latents, IoU and evaluation, first version end to end)
         dropped = draws.uniform() < self._settings.condition_dropout
-        replaced = {name: torch.where(expand_times(dropped, condition[name]), self._null[name], condition[name])
-                    for name in self._null}
+        replaced = {
+            name: torch.where(expand_times(dropped, condition[name]), self._null[name], condition[name])
+            for name in self._null
+        }
         return condition | replaced
 
     def log_due(self, update: int) -> bool:

@@ -98,7 +98,10 @@ UINT8 = b"cnumpy\ndtype\nU\x02u1\x85R"
         (b"\x80\x02cnumpy\ndtype\n}U\x01aK\x01sb.", "the state of a name is set"),
         (ARRAY + b".", "an array has no content"),
         (ARRAY + b"K\x01b.", "an array has a state of another form"),
-        (ARRAY + b"(K\x01K\x02\x85" + UINT8 + b"\x89U\x01atb.", r"expected 2 bytes for an array of shape \(2,\), got str"),
+        (
+            ARRAY + b"(K\x01K\x02\x85" + UINT8 + b"\x89U\x01atb.",
+            r"expected 2 bytes for an array of shape \(2,\), got str",
+        ),
         (ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + UINT8 + b"\x89U\x01atb.", r"an array has the shape \(-1,\)"),
         (ARRAY + b"(K\x01K\x01\x85K\x00\x89U\x01atb.", "an array has no plain type"),
         (b"\x80\x02]q\x00h\x00a.", "a container holds itself"),

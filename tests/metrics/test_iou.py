@@ -17,7 +17,9 @@ def counted_as_occfm_does(forecast: Tensor, truth: Tensor, classes: list[int], i
         row = []
         for wanted in classes:
             seen = claimed = correct = 0
-            for said, was in zip(forecast[:, horizon].flatten().tolist(), truth[:, horizon].flatten().tolist(), strict=True):
+            for said, was in zip(
+                forecast[:, horizon].flatten().tolist(), truth[:, horizon].flatten().tolist(), strict=True
+            ):
                 if was == ignore:
                     continue
                 seen += was == wanted

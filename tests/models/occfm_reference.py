@@ -26,7 +26,8 @@ def velocity(weights: Mapping[str, Tensor], sizes: Sizes, x: Tensor, t: Tensor, 
     x, t = x.double(), t.double()
     emb = two_layers(w, "t_embedder", clock(t, w["t_embedder.0.weight"].shape[1]))
     if trajectory is not None:
-        emb = emb + two_layers(w, "traj_encoder", poses(trajectory.double()[:, : sizes.trajectory_length], sizes.fourier))
+        seen = trajectory.double()[:, : sizes.trajectory_length]
+        emb = emb + two_layers(w, "traj_encoder", poses(seen, sizes.fourier))
     bias = frame_bias(w["time_rel_pos_bias.relative_attention_bias.weight"], x.shape[1])
     x = torch.einsum("bfchw->bcfhw", x)
     x = conv(w, "init_conv", x, pad=w["init_conv.weight"].shape[-1] // 2)
@@ -122,15 +123,14 @@ def residual_attention(w: Mapping[str, Tensor], name: str, x: Tensor, heads: int
 
 def mix(w: Mapping[str, Tensor], name: str, x: Tensor, emb: Tensor, heads: int, first: bool) -> Tensor:
     """Two blocks, over the places of a frame and over the frames of a place, sequence by sequence."""
-    b, c, f, h, width = x.shape
     out = torch.empty_like(x)
-    for row in range(b):
+    for row in range(len(x)):
         tokens = torch.einsum("cfhw->fhwc", x[row]).flatten(1, 2)  # [F, places, C]
         tokens = tokens + w["pos_embed"] if first else tokens
         tokens = block(w, f"{name}.2", tokens, emb[row], heads).transpose(0, 1)
         tokens = tokens + w["temp_embed"] if first else tokens
         tokens = block(w, f"{name}.3", tokens, emb[row], heads)
-        out[row] = torch.einsum("pfc->cfp", tokens).unflatten(2, (h, width))
+        out[row] = torch.einsum("pfc->cfp", tokens).unflatten(2, x.shape[3:])
     return out
 
 

@@ -6,6 +6,7 @@ import pickle
 import sys
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from mfd_fast.student import Student
 from mfd_fast.types import RowGroup
 
 sys.path.insert(0, str(Path(__file__).parent))
-from occfm_reference import Sizes, velocity as stated_again  # noqa: E402
+import occfm_reference
+from occfm_reference import Sizes
 
 SMALL: dict[str, Any] = {
     "model_channels": 16,
@@ -70,7 +72,7 @@ def test_equals_the_second_statement(changes: dict[str, Any], length: int) -> No
     x, t, trajectory = inputs()
     for poses in (trajectory, None):
         with torch.no_grad():
-            expected = stated_again(model.state_dict(), Sizes(2, 4, length), x, t, poses)
+            expected = occfm_reference.velocity(model.state_dict(), Sizes(2, 4, length), x, t, poses)
             got = model(x, t, poses)
         assert expected.std() > 0.05
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
@@ -80,7 +82,7 @@ def test_twelve_frames_on_a_side_of_their_own() -> None:
     model = small(frames=12, trajectory_length=12, input_size=(4, 4))
     x, t, trajectory = inputs(frames=12, side=4)
     with torch.no_grad():
-        expected = stated_again(model.state_dict(), Sizes(2, 4, 12), x, t, trajectory)
+        expected = occfm_reference.velocity(model.state_dict(), Sizes(2, 4, 12), x, t, trajectory)
         torch.testing.assert_close(model(x, t, trajectory).double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -91,13 +93,15 @@ def test_heads_are_merged_without_transposing_back() -> None:
     tokens = torch.randn(1, 1, 5, 16, generator=torch.Generator().manual_seed(3))
     q, k, v = block.qkv(tokens[0, 0]).unflatten(1, (3, 4, 4)).permute(1, 2, 0, 3)
     by_head = (q @ k.transpose(1, 2) / 2).softmax(-1) @ v  # [heads, tokens, 4]
-    released, usual = (block.proj(merged) for merged in (by_head.reshape(5, 16), by_head.transpose(0, 1).reshape(5, 16)))
+    released = block.proj(by_head.reshape(5, 16))
+    usual = block.proj(by_head.transpose(0, 1).reshape(5, 16))
     torch.testing.assert_close(block(tokens)[0, 0], released, rtol=1e-5, atol=1e-6)
     assert (released - usual).norm() > 0.3 * usual.norm()
 
 
 @pytest.mark.parametrize(
-    ("channels", "length", "millions"), [(16, 6, 11.830), (16, 12, 11.855), (4, 6, 11.792), (8, 6, 11.805), (64, 6, 11.984)]
+    ("channels", "length", "millions"),
+    [(16, 6, 11.830), (16, 12, 11.855), (4, 6, 11.792), (8, 6, 11.805), (64, 6, 11.984)],
 )
 def test_sizes_of_the_released_configurations(channels: int, length: int, millions: float) -> None:
     with torch.device("meta"):
@@ -236,13 +240,15 @@ def test_field_is_minus_the_model_at_the_mirrored_time() -> None:
     torch.testing.assert_close(model(x, t), nothing, rtol=0, atol=0)
 
 
-def sampled_as_occfm_does(model: OccupancyVelocity, noise: Tensor, condition: dict[str, Tensor], scale: float) -> Tensor:
+def sampled_as_occfm_does(
+    model: OccupancyVelocity, noise: Tensor, condition: dict[str, Tensor], scale: float
+) -> Tensor:
     """OccFM's sampler in its own convention: ten steps up in time on a grid shifted by 3, the history fixed."""
     history, x = condition["history"].double(), noise.double()
     grid = [1 - 3 * tau / (1 + 2 * tau) for tau in torch.linspace(0, 1, 11, dtype=torch.float64).tolist()][::-1]
     assert grid[0] == 0.0
     assert grid[-1] == 1.0
-    for now, then in zip(grid[:-1], grid[1:], strict=True):
+    for now, then in pairwise(grid):
         times = torch.full((len(x),), 1000 * now, dtype=torch.float64)
         with_past = model.network(torch.cat([history, x], 1), times, condition["trajectory"].double())
         without = model.network(torch.cat([0 * history, x], 1), times, condition["trajectory"].double())
@@ -326,7 +332,13 @@ def under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "prefix",
-    ["transition_model.", "module.transition_model.", "model.transition_model.", "module._orig_mod.transition_model.", ""],
+    [
+        "transition_model.",
+        "module.transition_model.",
+        "model.transition_model.",
+        "module._orig_mod.transition_model.",
+        "",
+    ],
 )
 def test_weights_under_the_names_of_frameworks(prefix: str, tmp_path: Path) -> None:
     trained, fresh = small(), TransitionModel(4, frames=6, input_size=(8, 8), trajectory_length=6, **SMALL)
@@ -399,7 +411,9 @@ class _Malicious:
 def test_a_checkpoint_that_wants_to_run_something_is_refused(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     path = checkpoint(tmp_path, under("transition_model.", small().state_dict()), config=_Malicious(mark))
-    with pytest.raises(ValueError, match=r"not a checkpoint of plain weights and was not loaded: it asks for (posix|nt)\.system"):
+    with pytest.raises(
+        ValueError, match=r"not a checkpoint of plain weights and was not loaded: it asks for (posix|nt)\.system"
+    ):
         load_transition_weights(small(), path)
     assert not mark.exists()
 

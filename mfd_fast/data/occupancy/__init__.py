@@ -1,7 +1,7 @@
 """Occupancy forecasting: windows of latents, with the frames to come as samples and the past as their condition."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.data.occupancy import codec, toy
-from mfd_fast.data.occupancy.labels import GroundTruth, LabelFiles, LabelsInMemory
-from mfd_fast.data.occupancy.store import Frames, FramesOnDisk, Windows, window_starts
+from mfd_fast.data.occupancy.labels import GroundTruth, LabelsInMemory
+from mfd_fast.data.occupancy.store import Frames, FramesOnDisk, Scene, Windows, window_starts
 
 Decoder = Callable[[Tensor], Tensor]
 """Occupancy grids uint8 ``[n, X, Y, Z]`` of latents ``[n, C, H, W]`` in the compressor's units."""
@@ -22,9 +22,11 @@ class OccupancyDataset(Dataset):
 
     scale: float = 1.0
     """What latents of the compressor were multiplied with."""
+    scenes: tuple[Scene, ...] = ()
+    """Scenes and frames of the held-out data, whose recorded occupancy may lie in files."""
     truth: GroundTruth | None = None
-    """Recorded occupancy of the held-out frames, None where there is none."""
-    truth_starts: Tensor | None = None
+    """Recorded occupancy of the held-out frames where the data hold it themselves."""
+    truth_starts: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """First future frame of every held-out sample, int64 ``[M]``."""
     decoder: Decoder | None = None
     """The fixed codec of the toy set."""
@@ -36,7 +38,6 @@ def occupancy(
     future: int = 6,
     history_last: int = 6,
     rescale: float = 10.0,
-    labels: str | None = None,
 ) -> OccupancyDataset:
     """Latents that ``mfd-fast convert-occfm`` wrote into ``root/training`` and ``root/validation``.
 
@@ -45,7 +46,6 @@ def occupancy(
         history: frames of the past, of which only the last ``history_last`` are shown, the others zero.
         future: frames to come.
         rescale: OccFM's ``RESCALE_FACTOR``.
-        labels: folder with ``SCENE/TOKEN/labels.npz`` of Occ3D, for evaluation; None scores latents.
 
     Raises:
         ValueError: no root, windows that no scene is long enough for, or damaged files.
@@ -54,8 +54,7 @@ def occupancy(
     if root is None:
         raise ValueError("root: dataset 'occupancy' is read from a converted folder; expected it, got None")
     training, held_out = FramesOnDisk(root / "training"), FramesOnDisk(root / "validation")
-    truth = None if labels is None else LabelFiles(Path(labels), held_out.scenes)
-    return _dataset("occupancy", training, held_out, (history, future, history_last), rescale, truth, None)
+    return _dataset("occupancy", training, held_out, (history, future, history_last), rescale, None, None)
 
 
 def occupancy_toy(
@@ -64,7 +63,6 @@ def occupancy_toy(
     future: int = 3,
     history_last: int = 3,
     rescale: float = 10.0,
-    labels: str | None = None,
     seed: int = 0,
     training_scenes: int | None = None,
     validation_scenes: int | None = None,
@@ -78,10 +76,7 @@ def occupancy_toy(
     lengths = (history, future, history_last)
     if root is not None:
         training, held_out = FramesOnDisk(root / "training"), FramesOnDisk(root / "validation")
-        truth = None if labels is None else LabelFiles(Path(labels), held_out.scenes)
-        return _dataset("occupancy-toy", training, held_out, lengths, rescale, truth, codec.decode)
-    if labels is not None:
-        raise ValueError(f"labels: the toy set in memory has its own; expected none without root, got {labels!r}")
+        return _dataset("occupancy-toy", training, held_out, lengths, rescale, None, codec.decode)
     made = toy.make_split("training", seed, training_scenes)
     apart = toy.make_split("validation", seed, validation_scenes)
     known = LabelsInMemory(apart.grids)
@@ -100,8 +95,8 @@ def _dataset(
     history, future, history_last = lengths
     if history < 1 or future < 1 or not 1 <= history_last <= history or not rescale > 0:
         raise ValueError(
-            f"history, future and rescale must be positive and history_last from 1 to history, got {history}, {future}, "
-            f"{rescale} and {history_last}"
+            f"history, future and rescale must be positive and history_last from 1 to history, got {history}, "
+            f"{future}, {rescale} and {history_last}"
         )
     if training.latent_shape != held_out.latent_shape:
         raise ValueError(f"root: training latents are {training.latent_shape}, validation {held_out.latent_shape}")
@@ -131,6 +126,7 @@ def _dataset(
         conditions=conditions[0],
         held_out_conditions=conditions[1],
         scale=rescale,
+        scenes=held_out.scenes,
         truth=truth,
         truth_starts=starts[1] + history,
         decoder=decoder,

@@ -45,7 +45,7 @@ def decode(latents: Tensor) -> Tensor:
 
 
 def columns_of(kind: Tensor) -> Tensor:
-    """Grids ``[..., 2H, 2W, 4]`` uint8 of cells ``[..., H, W]`` that hold a number of `KINDS`, or their count for nothing."""
+    """Grids ``[..., 2H, 2W, 4]`` uint8 of cells ``[..., H, W]``: a number of `KINDS`, or their count for nothing."""
     columns = torch.full((len(KINDS) + 1, HEIGHT), FREE, dtype=torch.uint8)
     for number, (label, height) in enumerate(KINDS):
         columns[number, :height] = label

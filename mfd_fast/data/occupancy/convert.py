@@ -109,9 +109,11 @@ def read_order(path: Path) -> dict[str, list[str]]:
         raise ValueError(f"{path} is no infos file: expected a dictionary with 'infos', scene by scene, got a {kind}")
     order: dict[str, list[str]] = {}
     for name, frames in scenes.items():
-        tokens = [frame.get("token") if isinstance(frame, dict) else None for frame in frames or ()]
+        if not isinstance(name, str) or not isinstance(frames, list):
+            raise ValueError(f"{path}: scene {name!r}: expected a list of frames, got {type(frames).__name__}")
+        tokens: list[Any] = [frame.get("token") if isinstance(frame, dict) else None for frame in frames]
         wrong = next((i for i, token in enumerate(tokens) if not isinstance(token, str)), None)
-        if not isinstance(name, str) or not isinstance(frames, list) or wrong is not None:
+        if wrong is not None:
             raise ValueError(f"{path}: scene {name!r}, frame {wrong}: expected a dictionary with a text 'token'")
         order[name] = tokens
     return order

@@ -31,8 +31,15 @@ class Scene(NamedTuple):
 class Frames(Protocol):
     """The frames of all scenes, one scene after the other, numbered from 0."""
 
-    scenes: tuple[Scene, ...]
-    latent_shape: tuple[int, int, int]
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        """The scenes in order."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        ...
 
     def read(self, kind: str, first: int, count: int) -> Tensor:
         """Frames ``first`` to ``first + count - 1`` of one scene: ``latents`` ``[count, C, H, W]`` or ``trajectory``
@@ -99,7 +106,7 @@ class FramesOnDisk:
         for path, entry in zip(self._files, index["files"], strict=True):
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 size = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
-                raise ValueError(f"{path} should have {entry['bytes']} bytes, there is {size}: convert the latents again")
+                raise ValueError(f"{path} should have {entry['bytes']} bytes, there is {size}: convert again")
         if sum(counts) != sum(len(scene.tokens) for scene in self.scenes):
             raise ValueError(f"{folder / INDEX} lists {sum(counts)} frames in files and another number in scenes")
 

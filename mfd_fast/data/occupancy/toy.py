@@ -1,8 +1,8 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
-Posts stand still, and beside each of them a car or a truck goes round: at every frame it stays at its side of the
-post or moves on to the next side, this way or that. A past therefore has many futures, and their mean is none of them.
-The vehicle stands or drives straight on, and everything is seen from it.
+Posts stand still, and a car or a truck works around each of them: at every frame it moves to another side of its post,
+any of the three with equal chance. A past therefore has many futures, and their mean is none of them.
+The vehicle stands, or now and then drives on by a cell; everything is seen from it.
 """
 
 import pickle
@@ -25,6 +25,8 @@ BLOCK, BLOCKS = 6, 3
 POST_SHARE = 0.7
 """Share of the blocks with a post."""
 CELL_METRES = 0.8
+DRIVE_SHARE = 0.1
+"""Share of the frames after which the vehicle drives on."""
 FRAMES_PER_SCENE = 12
 SPLITS = {"training": (400, 0), "validation": (48, 1)}
 """Scenes and number of the random stream of each split."""
@@ -71,16 +73,17 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.f
     posts = corners + random.integers(2, 4, size=corners.shape)
     kinds = random.choice([CAR, TRUCK], size=len(posts))
     sides = random.integers(len(SIDES), size=len(posts))
-    pace = int(random.integers(2))
+    drives = random.random(FRAMES_PER_SCENE) < DRIVE_SHARE
+    driven: NDArray[np.int64] = np.cumsum(drives) - drives
     seen = np.empty((FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
     for frame in range(FRAMES_PER_SCENE):
         world = np.full((BLOCK * BLOCKS, BLOCK * BLOCKS), len(KINDS))
         for post, kind, side in zip(posts, kinds, sides, strict=True):
             world[tuple(post)] = POST
             world[_box(post, side)] = kind
-        seen[frame] = np.roll(world, -pace * frame, axis=0)[:SIDE, :SIDE]
-        sides = (sides + random.integers(-1, 2, size=len(sides))) % len(SIDES)
-    return seen, np.tile([pace * CELL_METRES, 0.0], (FRAMES_PER_SCENE, 1))
+        seen[frame] = np.roll(world, -driven[frame], axis=0)[:SIDE, :SIDE]
+        sides = (sides + random.integers(1, len(SIDES), size=len(sides))) % len(SIDES)
+    return seen, np.stack([drives * CELL_METRES, np.zeros(FRAMES_PER_SCENE)], axis=1)
 
 
 def _box(post: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ...]:
@@ -121,5 +124,9 @@ def _write_labels(path: Path, grid: Tensor) -> None:
 
 
 def _write_pickle(path: Path, content: object) -> None:
-    """A pickle, because that is the format of the release; this package writes none for itself and reads none freely."""
-    write_file(path, lambda temporary: temporary.write_bytes(pickle.dumps(content, protocol=4)) and None)
+    """A pickle, because that is the format of the release: this package writes no other, and reads none freely."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(pickle.dumps(content, protocol=4))
+
+    write_file(path, write)

@@ -42,7 +42,7 @@ class FrameUpsample(nn.ConvTranspose3d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``[B * F, C, H, W]`` to ``[B * F, C, 2H, 2W]``."""
-        return functional.conv_transpose2d(input, self.weight.squeeze(2), self.bias, self.stride[1:], self.padding[1:])
+        return functional.conv_transpose2d(input, self.weight.squeeze(2), self.bias, stride=2, padding=1)
 
 
 class ChannelNorm(nn.Module):
@@ -57,7 +57,8 @@ class ChannelNorm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = wide.square().sum(1, keepdim=True).clamp(min=SMALLEST_NORM**2).rsqrt()
         gain = self.gamma.squeeze(3) * self.gamma.shape[0] ** 0.5
-        return (wide * inverse * gain).to(x.dtype)
+        normed: Tensor = wide * inverse * gain
+        return normed.to(x.dtype)
 
 
 class ConvBlock(nn.Module):
@@ -220,9 +221,16 @@ class AttentionLayer(nn.Module):
 
 def to_tokens(x: Tensor, frames: int) -> Tensor:
     """``[B * F, C, H, W]`` to ``[B, F, H * W, C]``."""
-    return x.flatten(2).transpose(1, 2).unflatten(0, (-1, frames))
+    return to_sequences(x.flatten(2).transpose(1, 2), frames)
+
+
+def to_sequences(x: Tensor, frames: int) -> Tensor:
+    """``[B * F, ...]`` to ``[B, F, ...]``."""
+    sequences: Tensor = x.unflatten(0, (-1, frames))
+    return sequences
 
 
 def to_frames(tokens: Tensor, height: int) -> Tensor:
     """``[B, F, H * W, C]`` to ``[B * F, C, H, W]``."""
-    return tokens.flatten(0, 1).transpose(1, 2).unflatten(2, (height, -1))
+    pictures: Tensor = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, (height, -1))
+    return pictures

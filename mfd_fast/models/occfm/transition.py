@@ -1,6 +1,7 @@
 """The transition model: a U-Net over frames with convolutions in space and attention in space and time."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from mfd_fast.models.occfm.blocks import (
     ResnetBlock,
     TokenBlock,
     to_frames,
+    to_sequences,
     to_tokens,
 )
 from mfd_fast.models.occfm.embeddings import FrameBias, frame_features, place_features, pose_features, time_features
@@ -142,18 +144,20 @@ class TransitionModel(nn.Module):
         x = x + self.init_temporal_attn(x, frames, bias)
         begin = x
         kept: list[Tensor] = []
-        for level, (block1, block2, spatial, temporal, _, down) in enumerate(self.downs):  # type: ignore[misc]
+        for level, parts in enumerate(self.downs):
+            block1, block2, spatial, temporal, _, down = cast(nn.ModuleList, parts)
             x = block2(block1(x, condition), condition)
             x = self._mix(x, spatial, temporal, condition, with_places=level == 0)
             kept.append(x)
             x = down(x)
         x = self.mid_spatial_attn(self.mid_block1(x, condition), frames)
         x = self.mid_block2(self.mid_temporal_attn(x, frames, bias), condition)
-        for block1, block2, spatial, temporal, up in self.ups:  # type: ignore[misc]
+        for parts in self.ups:
+            block1, block2, spatial, temporal, up = cast(nn.ModuleList, parts)
             x = block2(block1(torch.cat([x, kept.pop()], dim=1), condition), condition)
             x = up(self._mix(x, spatial, temporal, condition, with_places=False))
         velocity: Tensor = self.final_conv(torch.cat([x, begin], dim=1))
-        return velocity.unflatten(0, (-1, frames))
+        return to_sequences(velocity, frames)
 
     def _mix(
         self, x: Tensor, spatial: nn.Module, temporal: nn.Module, condition: Tensor, *, with_places: bool
@@ -176,7 +180,9 @@ class TransitionModel(nn.Module):
         if trajectory.dim() != 3 or trajectory.shape[0] != rows or trajectory.shape[2] != 2:
             raise ValueError(f"trajectory must have shape [{rows}, L, 2], got {list(trajectory.shape)}")
         if trajectory.shape[1] < length:
-            raise ValueError(f"trajectory must have at least {length} poses (trajectory_length), got {trajectory.shape[1]}")
+            raise ValueError(
+                f"trajectory must have at least {length} poses (trajectory_length), got {trajectory.shape[1]}"
+            )
 
 
 def _two_layers(wide_in: int, wide_out: int) -> nn.Sequential:

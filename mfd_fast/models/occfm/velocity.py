@@ -76,9 +76,7 @@ class OccupancyVelocity(VelocityNetwork):
             channels, trajectory_length=trajectory_length or frames, frames=frames, input_size=size, **network
         )
 
-    def forward(
-        self, x: Tensor, t: Tensor, history: Tensor | None = None, trajectory: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, history: Tensor | None = None, trajectory: Tensor | None = None) -> Tensor:
         """The velocity of the future frames.
 
         Args:

@@ -81,7 +81,9 @@ def test_repeated_and_unlisted_frames(tmp_path: Path) -> None:
 
 
 def test_forms_that_the_release_may_have(tmp_path: Path) -> None:
-    flat = [item | {"gt_path": item["gt_path"][0], "x_sampled": item["x_sampled"].astype(np.float16)} for item in entries()]
+    flat = [
+        item | {"gt_path": item["gt_path"][0], "x_sampled": item["x_sampled"].astype(np.float16)} for item in entries()
+    ]
     convert(*written(tmp_path, flat), tmp_path / "out")
     assert values(FramesOnDisk(tmp_path / "out"), 0, 5) == [100, 101, 102, 103, 104]
 
@@ -95,9 +97,18 @@ def _changed(number: int, **changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (_changed(3, x_sampled=np.zeros((1, 4, 2, 3), np.float32)), r"entry 3: x_sampled has shape \[1, 4, 2, 3\], entry 0"),
-        (_changed(3, x_sampled=np.zeros((2, 4, 2, 2), np.float32)), r"entry 3: x_sampled must have shape \[1, C, H, W\]"),
-        (_changed(3, x_sampled=np.zeros((4, 2, 2), np.float32)), r"entry 3: x_sampled must have shape .* got \[4, 2, 2\]"),
+        (
+            _changed(3, x_sampled=np.zeros((1, 4, 2, 3), np.float32)),
+            r"entry 3: x_sampled has shape \[1, 4, 2, 3\], entry 0",
+        ),
+        (
+            _changed(3, x_sampled=np.zeros((2, 4, 2, 2), np.float32)),
+            r"entry 3: x_sampled must have shape \[1, C, H, W\]",
+        ),
+        (
+            _changed(3, x_sampled=np.zeros((4, 2, 2), np.float32)),
+            r"entry 3: x_sampled must have shape .* got \[4, 2, 2\]",
+        ),
         (_changed(3, x_sampled=np.zeros((1, 4, 2, 2), int)), "entry 3: x_sampled must be an array of floats .* int64"),
         (_changed(3, x_sampled=[1.0]), "entry 3: x_sampled must be an array of floats .* got a list"),
         (_changed(3, x_sampled=np.full((1, 4, 2, 2), np.nan)), "entry 3: x_sampled holds numbers that are not finite"),
@@ -127,9 +138,10 @@ def test_wrong_latents_name_file_and_entry(latents: Any, message: str, tmp_path:
     [
         (entries(), r"infos\.pkl is no infos file: expected a dictionary with 'infos', .* got a list"),
         ({"infos": {"s": [{"token": "a"}, {"name": "b"}]}}, r"infos\.pkl: scene 's', frame 1: expected .* 'token'"),
+        ({"infos": {"s": 3}}, r"infos\.pkl: scene 's': expected a list of frames, got int"),
         ({"infos": {"s": [{"token": "x"}]}}, "lists none of the 12 frames of .*: are they of the same split"),
     ],
-    ids=["latents-as-infos", "no-token", "other-split"],
+    ids=["latents-as-infos", "no-token", "no-frames", "other-split"],
 )
 def test_wrong_infos_name_the_file(order: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -227,7 +239,9 @@ def test_files_that_do_not_hold_what_the_index_says(tmp_path: Path) -> None:
     index = read_json(tmp_path / "out" / "index.json")
     index["files"][1]["bytes"] = path.stat().st_size
     write_json(tmp_path / "out" / "index.json", index)
-    with pytest.raises(ValueError, match=r"frames-0001\.safetensors does not hold the latents that index\.json promises"):
+    with pytest.raises(
+        ValueError, match=r"frames-0001\.safetensors does not hold the latents that index\.json promises"
+    ):
         FramesOnDisk(tmp_path / "out").read("latents", 8, 2)
 
 

@@ -44,25 +44,35 @@ def test_the_world_does_what_it_says() -> None:
     assert pace[..., 1].abs().max() == 0
     assert sorted(pace[..., 0].unique().tolist()) == [0.0, pytest.approx(0.8)]
     posts = seen == toy.POST
-    for scene, steps in zip(posts, pace[:, 0, 0] / toy.CELL_METRES, strict=True):
-        # A cell that shows a post shows it again where the drive has moved it to.
-        shift = round(float(steps))
-        before, after = scene[:-1, shift:], scene[1:, : 12 - shift]
-        assert (before == after).all()
+    for scene, moved in zip(posts, pace[..., 0] / toy.CELL_METRES, strict=True):
+        for before, after, step in zip(scene[:-1], scene[1:], moved.round().int().tolist(), strict=False):
+            # A cell that shows a post shows it again where the drive has moved it to.
+            assert (before[step:] == after[: 12 - step]).all()
+    assert (pace[..., 0] > 0).float().mean() == pytest.approx(toy.DRIVE_SHARE, abs=0.02)
     share = (seen != len(codec.KINDS)).mean()
     # 0.7 posts with 7 cells on 36, no overlap.
     assert share == pytest.approx(0.7 * 7 / 36, abs=0.01)
 
 
-def test_a_box_stays_or_goes_on_either_way_equally_often() -> None:
-    random = np.random.default_rng(0)
-    moves = []
-    for _ in range(300):
-        sides = (random.integers(4) + np.cumsum(random.integers(-1, 2, size=12))) % 4
-        moves += list((np.diff(sides) + 1) % 4)
-    counts = np.bincount(moves, minlength=4)
-    assert counts[3] == 0
-    assert counts[:3] / counts.sum() == pytest.approx([1 / 3] * 3, abs=0.03)
+def test_a_box_moves_to_any_other_side_of_its_post() -> None:
+    split = toy.make_split("training", seed=4, scenes=200)
+    seen = cells(split.frames.latents).reshape(200, 12, 12, 12)
+    moved = split.frames.trajectory[:, 0].reshape(200, 12).numpy() > 0
+
+    def side(frame: np.ndarray, x: int, y: int) -> int:
+        beside = [int(frame[x + step_x, y + step_y]) for step_x, step_y in toy.SIDES]
+        (found,) = [number for number, kind in enumerate(beside) if kind in (toy.CAR, toy.TRUCK)]
+        return found
+
+    turns = [
+        (side(scene[frame + 1], x, y) - side(scene[frame], x, y)) % 4
+        for scene, drives in zip(seen, moved, strict=True)
+        for frame in np.flatnonzero(~drives[:-1])
+        for x, y in np.argwhere(scene[frame, 1:-1, 1:-1] == toy.POST) + 1
+    ]
+    counts = np.bincount(turns, minlength=4)
+    assert counts[0] == 0
+    assert counts[1:] / counts.sum() == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 def test_splits_and_seeds_differ() -> None:
@@ -89,8 +99,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_and_memory_hold_the_same(converted: Path) -> None:
-    labels = str(converted / "release" / "data" / "nuscenes" / "gts")
-    on_disk = load_dataset("occupancy-toy", converted / "latents", labels=labels)
+    on_disk = load_dataset("occupancy-toy", converted / "latents")
     in_memory = load_dataset("occupancy-toy", training_scenes=3, validation_scenes=2)
     assert isinstance(on_disk, OccupancyDataset)
     assert isinstance(in_memory, OccupancyDataset)
@@ -98,25 +107,23 @@ def test_files_and_memory_hold_the_same(converted: Path) -> None:
     assert torch.equal(all_rows(on_disk.held_out_x), all_rows(in_memory.held_out_x))
     for name in ("history", "trajectory"):
         assert torch.equal(all_rows(on_disk.conditions[name]), all_rows(in_memory.conditions[name]))
-        assert torch.equal(
-            all_rows(on_disk.held_out_conditions[name]), all_rows(in_memory.held_out_conditions[name])
-        )
-    assert on_disk.truth is not None
+        assert torch.equal(all_rows(on_disk.held_out_conditions[name]), all_rows(in_memory.held_out_conditions[name]))
+    assert on_disk.truth is None
     assert in_memory.truth is not None
-    assert torch.equal(on_disk.truth.labels(12, 12), in_memory.truth.labels(12, 12))
+    assert on_disk.scenes == in_memory.scenes
+    files = LabelFiles(converted / "release" / "data" / "nuscenes" / "gts", on_disk.scenes)
+    assert torch.equal(files.labels(12, 12), in_memory.truth.labels(12, 12))
 
 
 def test_recorded_latents_decode_to_the_recorded_occupancy(converted: Path) -> None:
-    labels = str(converted / "release" / "data" / "nuscenes" / "gts")
-    data = load_dataset("occupancy-toy", converted / "latents", labels=labels)
+    data = load_dataset("occupancy-toy", converted / "latents")
     assert isinstance(data, OccupancyDataset)
-    assert data.truth is not None
     assert data.decoder is not None
-    assert data.truth_starts is not None
+    truth = LabelFiles(converted / "release" / "data" / "nuscenes" / "gts", data.scenes)
     assert len(data.held_out_x) == 2 * (12 - 6 + 1)
     for row in (0, 6, 7, 13):
         decoded = data.decoder(data.held_out_x[torch.tensor([row])][0] / data.scale)
-        assert torch.equal(decoded, data.truth.labels(int(data.truth_starts[row]), 3))
+        assert torch.equal(decoded, truth.labels(int(data.truth_starts[row]), 3))
 
 
 def test_the_same_files_as_a_dataset_without_codec(converted: Path) -> None:
@@ -135,7 +142,6 @@ def test_the_same_files_as_a_dataset_without_codec(converted: Path) -> None:
     ("name", "options", "message"),
     [
         ("occupancy", {}, "root: dataset 'occupancy' is read from a converted folder"),
-        ("occupancy-toy", {"labels": "x"}, "labels: the toy set in memory has its own"),
         ("occupancy-toy", {"future": 0}, "history, future and rescale must be positive"),
         ("occupancy-toy", {"history_last": 4}, "history_last from 1 to history"),
         ("occupancy-toy", {"rescale": 0.0}, "rescale must be positive"),
@@ -162,7 +168,7 @@ def test_label_files(tmp_path: Path) -> None:
     assert files.labels(0, 1).shape == (1, 4, 5, 2)
     with pytest.raises(FileNotFoundError, match=r"labels: there is no file .*lost"):
         files.labels(0, 2)
-    with pytest.raises(NotADirectoryError, match="labels: expected the folder that holds SCENE/TOKEN/labels.npz"):
+    with pytest.raises(NotADirectoryError, match="labels: expected the folder that holds SCENE/TOKEN"):
         LabelFiles(tmp_path / "nowhere", [])
     for content, message in (({"semantics": grid.astype(int)}, "got int64"), ({"semantics": grid + 1}, "up to 18"),
                              ({"other": grid}, "holds no 'semantics'")):  # fmt: skip
