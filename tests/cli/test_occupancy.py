@@ -128,7 +128,9 @@ def test_toy_command(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_convert_refuses_with_one_line(released: Path, refused: Callable[..., str], tmp_path: Path) -> None:
-    latents, infos = (released / "released" / f"{name}.pkl" for name in ("nus_sem_occ_training", "nuscenes_infos_training"))
+    latents, infos = (
+        released / "released" / f"{name}.pkl" for name in ("nus_sem_occ_training", "nuscenes_infos_training")
+    )
     assert "is no cache of latents" in refused("convert-occfm", infos, "--infos", infos, "--out", "out")
     assert "is no infos file" in refused("convert-occfm", latents, "--infos", latents, "--out", "out")
     other = released / "released" / "nuscenes_infos_validation.pkl"
