@@ -1,176 +1,204 @@
-"""Read a pickle of numpy arrays, containers and scalars without running anything that it names.
+"""Read a pickle of numpy arrays, containers and scalars without executing it.
 
-A pickle can only call what `Unpickler.find_class` hands it. Here that is an inert stand-in for each of the few names
-that numpy arrays mention. A stand-in keeps what it is given, checks it, and numpy sees nothing but checked bytes.
+The file is only taken apart into its instructions (`pickletools.genops`, which runs nothing). A machine of the few
+instructions that such a pickle consists of puts them together to plain values; any other instruction, and any name but
+those that numpy's arrays mention, is refused. numpy itself sees nothing but checked bytes. What is built is not larger
+than the file, and no container that came from the file is hashed or shown.
 """
 
-import pickle
-import re
+import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+from mfd_fast.data.plain_arrays import Array, Inert, Refused, Type, array_from_buffer, encode, scalar
 
-_NUMERIC = re.compile(r"[biufSU]\d+")
-_OBJECT = re.compile(r"O\d*")
+_BROKEN = (ValueError, LookupError, TypeError, UnicodeError, RecursionError, OverflowError, MemoryError)
+_REPORT_EVERY = 1 << 16
+"""Instructions between calls of ``progress``."""
 
 
-def read_plain_pickle(stream: BinaryIO, encoding: str = "ASCII") -> Any:
-    """What a pickle holds: dicts, lists, tuples, sets, plain scalars and numpy arrays of those.
+def read_plain_pickle(stream: BinaryIO, progress: Callable[[int], None] | None = None) -> Any:
+    """What a pickle of any protocol holds: dicts, lists, tuples, sets, plain scalars and numpy arrays of those.
 
     Args:
         stream: the pickle.
-        encoding: of texts that Python 2 wrote, "bytes" to leave them as they are.
+        progress: is told now and then how many bytes have been read.
 
     Raises:
-        ValueError: the pickle names anything else (which is not called), is cut off, or describes an array wrongly.
+        ValueError: the pickle asks for anything else, is cut off, or describes an array wrongly.
     """
     try:
-        return _resolve(_InertUnpickler(stream, encoding=encoding).load(), {})
-    except Exception as error:  # a broken pickle can raise nearly anything
+        return _resolve(_Machine().run(stream, progress), {})
+    except _BROKEN as error:
         raise ValueError(f"not a readable pickle of arrays: {error or type(error).__name__}") from error
 
 
-class _Refused(pickle.UnpicklingError):
-    """Something that no pickle of arrays does."""
+def _ndarray(*_: Any) -> Any:
+    raise Refused("numpy.ndarray is not called in a pickle of arrays")
 
 
-class _Inert:
-    """Whatever a pickle builds besides containers and scalars; remembers, and does nothing."""
-
-    def __setstate__(self, state: Any) -> None:
-        raise _Refused(f"the state of a {type(self).__name__.strip('_').lower()} is set, which is refused")
-
-
-class _Type(_Inert):
-    """``numpy.dtype(code, False, True)`` with the state ``(version, byte order, None, None, None, ...)``."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        text = code.decode("ascii") if isinstance(code, bytes) else code
-        if not isinstance(text, str) or not (_NUMERIC.fullmatch(text) or _OBJECT.fullmatch(text)):
-            raise _Refused(f"arrays of type {code!r} are refused")
-        self.holds_objects = text.startswith("O")
-        self._code, self._order = text, "|"
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1] if isinstance(state, tuple) and len(state) >= 5 else None
-        order = order.decode("ascii") if isinstance(order, bytes) else order
-        if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise _Refused("arrays with fields are refused")
-        self._order = order
-
-    @property
-    def plain(self) -> "np.dtype[Any]":
-        """The type with its byte order."""
-        return np.dtype("O") if self.holds_objects else np.dtype(f"{self._order}{self._code}")
-
-
-class _Array(_Inert):
-    """``numpy.core.multiarray._reconstruct(...)`` with the state ``(version, shape, type, column order, content)``."""
-
-    def __init__(self, *_: Any) -> None:
-        self.value: NDArray[Any] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise _Refused("an array has a state of another form")
-        _, shape, kind, column_order, content = state
-        self.value = _array(shape, kind, "F" if column_order else "C", content)
-
-
-def _array(shape: Any, kind: Any, order: Any, content: Any) -> NDArray[Any]:
-    """An array of checked parts; ``content`` is bytes, or a list for an array of objects."""
-    if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
-        raise _Refused(f"an array has the shape {shape!r}")
-    if not isinstance(kind, _Type) or order not in ("C", "F"):
-        raise _Refused("an array has no plain type")
-    count = int(np.prod(shape, dtype=object))
-    if kind.holds_objects:
-        if not isinstance(content, list) or len(content) != count:
-            raise _Refused(f"an array of {count} objects has other content")
-        objects = np.empty(count, dtype=object)
-        objects[:] = [_resolve(item, {}) for item in content]
-        return objects.reshape(shape, order=order)
-    dtype = kind.plain
-    if not isinstance(content, bytes | bytearray) or len(content) != count * dtype.itemsize:
-        size = f"{len(content)} bytes" if isinstance(content, bytes | bytearray) else type(content).__name__
-        raise _Refused(f"expected {count * dtype.itemsize} bytes for an array of shape {shape}, got {size}")
-    return np.frombuffer(content, dtype=dtype, count=count).reshape(shape, order=order)
-
-
-def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    array = _Array()
-    array.value = _array(shape, kind, order, content)
-    return array
-
-
-def _scalar(kind: Any, content: Any) -> Any:
-    if not isinstance(kind, _Type) or kind.holds_objects:
-        raise _Refused("a scalar has no plain type")
-    return _array((1,), kind, "C", content)[0].item()
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused("only latin1 text stands for bytes")
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
+def _empty_bytes() -> bytes:
     return b""
 
 
 def _set(items: Any) -> set[Any]:
     if not isinstance(items, list):
-        raise _Refused("a set is made of something that is no list")
-    return set(items)
+        raise Refused("a set is made of a list")
+    return set(_scalars(items))
 
 
-def _no_call(*_: Any) -> Any:
-    raise _Refused("numpy.ndarray is called, which no pickle of arrays does")
+_ALLOWED: dict[str, Callable[..., Any]] = {
+    "numpy dtype": Type,
+    "numpy ndarray": _ndarray,
+    "_codecs encode": encode,
+    # How old protocols write b"" and sets.
+    "__builtin__ bytes": _empty_bytes,
+    "__builtin__ set": _set,
+}
+for _module in ("numpy.core", "numpy._core"):
+    _ALLOWED[f"{_module}.multiarray _reconstruct"] = Array
+    _ALLOWED[f"{_module}.multiarray scalar"] = scalar
+    _ALLOWED[f"{_module}.numeric _frombuffer"] = array_from_buffer
 
 
-class _Name(_Inert):
+class _Name(Inert):
     """Stands in for an allowed function or class."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
+        self.function = function
 
 
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): _no_call,
-    ("_codecs", "encode"): _encode,
-    # How protocol 2 writes b"" and sets.
-    ("__builtin__", "bytes"): _no_bytes,
-    ("__builtin__", "set"): _set,
-}
-for _module in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_module}.multiarray", "_reconstruct"] = _Array
-    _ALLOWED[f"{_module}.multiarray", "scalar"] = _scalar
-    _ALLOWED[f"{_module}.numeric", "_frombuffer"] = _from_buffer
+_MARK = object()
+_VALUES = frozenset(
+    (
+        *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    )
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_PUTS, _GETS = frozenset(("PUT", "BINPUT", "LONG_BINPUT")), frozenset(("GET", "BINGET", "LONG_BINGET"))
 
 
-class _InertUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        function = _ALLOWED.get((module_name, global_name))
-        if function is None:
-            raise _Refused(f"the pickle asks for {module_name}.{global_name}, which is refused")
-        return _Name(function)
+class _Machine:
+    """The stack and the memory that the instructions work on."""
+
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._memory: dict[int, Any] = {}
+        self._steps: dict[str, Callable[[], None]] = {
+            "EMPTY_DICT": lambda: self._stack.append({}),
+            "EMPTY_LIST": lambda: self._stack.append([]),
+            "EMPTY_TUPLE": lambda: self._stack.append(()),
+            "EMPTY_SET": lambda: self._stack.append(set()),
+            "MARK": lambda: self._stack.append(_MARK),
+            "TUPLE": lambda: self._stack.append(tuple(self._since_mark())),
+            "LIST": lambda: self._stack.append(self._since_mark()),
+            "DICT": lambda: self._stack.append(_pairs(self._since_mark())),
+            "FROZENSET": lambda: self._stack.append(frozenset(_scalars(self._since_mark()))),
+            "APPEND": lambda: self._grow(list, [self._stack.pop()]).extend(self._grown),
+            "APPENDS": lambda: self._grow(list, self._since_mark()).extend(self._grown),
+            "ADDITEMS": lambda: self._grow(set, _scalars(self._since_mark())).update(self._grown),
+            "SETITEM": lambda: self._grow(dict, self._pop(2)).update(_pairs(self._grown)),
+            "SETITEMS": lambda: self._grow(dict, self._since_mark()).update(_pairs(self._grown)),
+            "REDUCE": self._reduce,
+            "BUILD": self._build,
+            "MEMOIZE": lambda: self._memory.__setitem__(len(self._memory), self._stack[-1]),
+            "PROTO": lambda: None,
+            "FRAME": lambda: None,
+        }
+        self._grown: list[Any] = []
+
+    def run(self, stream: BinaryIO, progress: Callable[[int], None] | None) -> Any:
+        """The value that the pickle describes."""
+        for number, (code, argument, position) in enumerate(pickletools.genops(stream)):
+            name = code.name
+            if name in _VALUES:
+                self._stack.append(argument)
+            elif name in self._steps:
+                self._steps[name]()
+            elif name in _PUTS:
+                self._memory[int(argument or 0)] = self._stack[-1]
+            elif name in _GETS:
+                self._stack.append(self._memory[int(argument or 0)])
+            elif name in _TUPLES:
+                self._stack.append(tuple(self._pop(_TUPLES[name])))
+            elif name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name])
+            elif name in ("GLOBAL", "STACK_GLOBAL"):
+                self._stack.append(_named(argument if name == "GLOBAL" else " ".join(self._pop(2))))
+            elif name == "STOP":
+                return self._stack.pop()
+            else:
+                raise Refused(f"the instruction {name} has no place in a pickle of arrays")
+            if progress is not None and number % _REPORT_EVERY == 0:
+                progress(position or 0)
+        raise Refused("it has no end")
+
+    def _pop(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
+            raise Refused("a value is missing")
+        taken = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        return taken
+
+    def _since_mark(self) -> list[Any]:
+        place = len(self._stack) - 1
+        while place >= 0 and self._stack[place] is not _MARK:
+            place -= 1
+        if place < 0:
+            raise Refused("a mark is missing")
+        taken = self._stack[place + 1 :]
+        del self._stack[place:]
+        return taken
+
+    def _grow(self, kind: type[Any], values: list[Any]) -> Any:
+        """The container on the stack, if it is of this kind; ``values`` are kept for it."""
+        if type(self._stack[-1]) is not kind:
+            raise Refused(f"only a {kind.__name__} takes what a {kind.__name__} is made of")
+        self._grown = values
+        return self._stack[-1]
+
+    def _reduce(self) -> None:
+        function, arguments = self._pop(2)
+        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+            raise Refused("something is called that is no function, or with something that is no tuple")
+        self._stack.append(function.function(*arguments))
+
+    def _build(self) -> None:
+        state = self._stack.pop()
+        if not isinstance(self._stack[-1], Array | Type):
+            raise Refused("only an array or its type has a state")
+        self._stack[-1].set_state(state, lambda value: _resolve(value, {}))
+
+
+def _named(name: Any) -> _Name:
+    if name not in _ALLOWED:
+        raise Refused(f"the pickle asks for {str(name).replace(' ', '.')}, which is refused")
+    return _Name(_ALLOWED[name])
+
+
+def _scalars(values: list[Any]) -> list[Any]:
+    """``values`` if each can be hashed at no cost."""
+    if not all(value is None or isinstance(value, str | bytes | int | float) for value in values):
+        raise Refused("keys and members of sets are texts or numbers")
+    return values
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    """A dictionary of keys and values in turn."""
+    if len(values) % 2:
+        raise Refused("a key of a dictionary has no value")
+    return dict(zip(_scalars(values[::2]), values[1::2], strict=True))
 
 
 def _resolve(value: Any, known: dict[int, Any]) -> Any:
     """``value`` with arrays in place of what describes them; containers met twice are resolved once."""
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise _Refused("an array has no content")
-        return value.value
-    if isinstance(value, _Inert):
-        raise _Refused("a name or type of numpy stands where a value should be")
+    if isinstance(value, Array):
+        return value.plain()
+    if isinstance(value, Inert) or value is _MARK:
+        raise Refused("a name, a type or a mark stands where a value should be")
     if not isinstance(value, dict | list | tuple):
         return value
     if id(value) not in known:
@@ -180,5 +208,5 @@ def _resolve(value: Any, known: dict[int, Any]) -> Any:
         else:
             known[id(value)] = type(value)(_resolve(item, known) for item in value)
     if known[id(value)] is None:
-        raise _Refused("a container holds itself")
+        raise Refused("a container holds itself")
     return known[id(value)]

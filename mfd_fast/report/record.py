@@ -194,9 +194,8 @@ class _Reader:
         if not path.is_file():
             return {}
         try:
-            with np.load(path, allow_pickle=False) as content:
-                found = {name: content[name] for name in content.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            found = read_arrays(path)
+        except (OSError, ValueError) as error:
             found, reason = {}, type(error).__name__
             self.problems.append(f"evaluation/occupancy/{path.name} could not be read ({reason}) and was left out.")
         return {name: view for name, view in found.items() if view.ndim == 4 and view.dtype == np.uint8}

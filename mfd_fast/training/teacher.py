@@ -93,15 +93,10 @@ class TeacherTraining:
         return find_culprit(self._shares, list(self._network.named_parameters()), partial(self._loss, update))
 
     def _condition(self, index: Tensor, draws: RowDraws) -> dict[str, Tensor]:
-<<<<<<< HEAD
-        if self._dataset.label is None or self._dataset.num_classes is None:
-            return {}
-        label = self._dataset.label[index].to(self._context.device, non_blocking=True)
-=======
-        condition = {name: rows[index].to(self._context.device) for name, rows in self._rows.items()}
+        device = self._context.device
+        condition = {name: rows[index].to(device, non_blocking=True) for name, rows in self._rows.items()}
         if not condition or self._null is None:
             return condition
->>>>>>> 6c92520 (OccFM: transition model, latents, IoU and evaluation, first version end to end)
         dropped = draws.uniform() < self._settings.condition_dropout
         replaced = {
             name: torch.where(expand_times(dropped, condition[name]), self._null[name], condition[name])

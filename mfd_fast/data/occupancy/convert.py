@@ -178,8 +178,12 @@ def _numbers(name: str, value: Any, dimensions: int, shape: str) -> NDArray[Any]
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    with path.open("rb") as stream:
+    size = path.stat().st_size
+    bar = tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, dynamic_ncols=True)
+    with path.open("rb") as stream, bar:
         try:
-            return read_plain_pickle(stream)
+            content = read_plain_pickle(stream, lambda position: bar.update(position - bar.n))
         except ValueError as error:
-            raise ValueError(f"{path} ({path.stat().st_size} bytes): {error}") from error
+            raise ValueError(f"{path} ({size} bytes): {error}") from error
+        bar.update(size - bar.n)
+    return content

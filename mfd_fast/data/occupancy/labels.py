@@ -1,7 +1,5 @@
 """Occupancy grids of Occ3D-nuScenes: their classes, and the files they come in."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.data.occupancy.store import Scene
+from mfd_fast.npz import read_arrays
 
 CLASSES = (
     "others",
@@ -77,11 +76,10 @@ def read_labels(path: Path) -> Tensor:
     """The grid ``semantics`` of an Occ3D ``labels.npz``, uint8 ``[X, Y, Z]``; ValueError for a file of another kind."""
     if not path.is_file():
         raise FileNotFoundError(f"labels: there is no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            grid = content["semantics"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or holds no 'semantics': {error}") from error
+    content = read_arrays(path)
+    if "semantics" not in content:
+        raise ValueError(f"{path} holds no 'semantics', it holds {', '.join(content) or 'nothing'}")
+    grid = content["semantics"]
     if grid.ndim != 3 or grid.dtype != np.uint8 or grid.max(initial=0) > FREE:
         raise ValueError(
             f"{path}: expected semantics uint8 [X, Y, Z] from 0 to {FREE}, got {grid.dtype} {list(grid.shape)} up to "

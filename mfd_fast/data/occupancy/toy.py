@@ -1,8 +1,9 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
-Posts stand still, and a car or a truck works around each of them: at every frame it moves to another side of its post,
-any of the three with equal chance. A past therefore has many futures, and their mean is none of them.
-The vehicle stands, or now and then drives on by a cell; everything is seen from it.
+Posts stand still, and around each of them a car or a truck goes from side to side, always the same way round, so that
+the past decides what will be occupied. But a box also blinks: at every frame the sign of its latent is drawn anew,
+which the grid does not show. Future latents therefore have many modes, their mean is an empty place, and every mode
+is right. The vehicle stands, or now and then drives on by a cell; everything is seen from it.
 """
 
 import pickle
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mfd_fast.data.occupancy.codec import KINDS, columns_of, encode
+from mfd_fast.data.occupancy.codec import EMPTY, KINDS, columns_of, encode
 from mfd_fast.data.occupancy.store import FramesInMemory, Scene
 from mfd_fast.storage import write_file
 
@@ -53,37 +54,37 @@ def make_split(split: str, seed: int = 0, scenes: int | None = None) -> ToySplit
     if count < 1:
         raise ValueError(f"scenes must be at least 1, got {count}")
     random = np.random.default_rng([seed, stream])
-    cells, poses, names = [], [], []
+    names, parts = [], []
     for number in range(count):
-        seen, pose = _scene(random)
-        cells.append(seen)
-        poses.append(pose)
-        name = f"scene-{stream:01d}{number:04d}"
+        parts.append(_scene(random))
+        name = f"scene-{stream}{number:04d}"
         names.append(Scene(name, tuple(f"{name}-{frame:02d}" for frame in range(FRAMES_PER_SCENE))))
-    grids = columns_of(torch.from_numpy(np.concatenate(cells)))
-    trajectory = torch.from_numpy(np.concatenate(poses).astype(np.float32))
-    return ToySplit(FramesInMemory(tuple(names), encode(grids), trajectory), grids)
+    cells, signs, poses = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return ToySplit(FramesInMemory(tuple(names), encode(cells, signs), poses), columns_of(cells))
 
 
-def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """What is seen in every frame, a number of `KINDS` per cell or their count for nothing ``[F, 12, 12]``, and how
-    the vehicle moves from each frame to the next ``[F, 2]`` in metres.
+def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """What is seen in every frame, cells as `encode` takes them ``[F, 12, 12]``, their signs alike, and how the vehicle
+    moves from each frame to the next ``[F, 2]`` in metres.
     """
     corners = np.argwhere(random.random((BLOCKS, BLOCKS)) < POST_SHARE) * BLOCK
     posts = corners + random.integers(2, 4, size=corners.shape)
     kinds = random.choice([CAR, TRUCK], size=len(posts))
     sides = random.integers(len(SIDES), size=len(posts))
+    ways = random.choice([-1, 1], size=len(posts))
     drives = random.random(FRAMES_PER_SCENE) < DRIVE_SHARE
     driven: NDArray[np.int64] = np.cumsum(drives) - drives
-    seen = np.empty((FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
+    seen = np.empty((2, FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
     for frame in range(FRAMES_PER_SCENE):
-        world = np.full((BLOCK * BLOCKS, BLOCK * BLOCKS), len(KINDS))
-        for post, kind, side in zip(posts, kinds, sides, strict=True):
-            world[tuple(post)] = POST
-            world[_box(post, side)] = kind
-        seen[frame] = np.roll(world, -driven[frame], axis=0)[:SIDE, :SIDE]
-        sides = (sides + random.integers(1, len(SIDES), size=len(sides))) % len(SIDES)
-    return seen, np.stack([drives * CELL_METRES, np.zeros(FRAMES_PER_SCENE)], axis=1)
+        world = np.stack([np.full((BLOCK * BLOCKS,) * 2, EMPTY), np.ones((BLOCK * BLOCKS,) * 2, dtype=np.int64)])
+        for post, kind, side, sign in zip(posts, kinds, sides, random.choice([-1, 1], size=len(posts)), strict=True):
+            world[(0, *post)] = POST
+            cells = _box(post, side)
+            world[0][cells], world[1][cells] = kind, sign
+        seen[:, frame] = np.roll(world, -driven[frame], axis=1)[:, :SIDE, :SIDE]
+        sides = (sides + ways) % len(SIDES)
+    poses = np.stack([drives * CELL_METRES, np.zeros(FRAMES_PER_SCENE)], axis=1)
+    return seen[0], seen[1], poses.astype(np.float32)
 
 
 def _box(post: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ...]:
