@@ -15,13 +15,15 @@ INSTALL := $(PIP) install --quiet --no-warn-script-location $(PIP_ARGS)
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 HAS_TORCH := import sys, torch; sys.exit(tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11))
 
-.PHONY: help setup demo test lint format bench chaos fuzz sanitize clean
+.PHONY: help setup demo demo-occupancy test lint format bench chaos fuzz sanitize clean
 .DELETE_ON_ERROR:
 # Two pips at work in one environment break it.
 .NOTPARALLEL:
 
 help:
 	@echo "make demo     distil a teacher of handwritten digits and write runs/demo/report.html"
+	@echo "make demo-occupancy"
+	@echo "              the same for forecasts of occupancy, on a toy world: runs/occfm-toy/report.html"
 	@echo "make setup    only install the package into $(VENV), with what the demo needs"
 	@echo "make test     run the tests, with coverage"
 	@echo "make lint     check style (ruff) and types (mypy on the installed package)"
@@ -43,6 +45,19 @@ setup: $(STAMPS)/demo
 
 demo: $(STAMPS)/demo
 	@$(BIN)/mfd-fast demo
+
+TOY := runs/occupancy-toy
+TOY_LABELS := $(TOY)/released/data/nuscenes/gts
+
+demo-occupancy: $(STAMPS)/demo $(TOY)/training/index.json $(TOY)/validation/index.json
+	@$(BIN)/mfd-fast demo --preset occfm-toy --set data.root=$(TOY) --set evaluate.labels=$(TOY_LABELS)
+
+$(TOY)/released: | $(STAMPS)/demo
+	@$(BIN)/mfd-fast make-occupancy-toy $@
+
+$(TOY)/%/index.json: | $(TOY)/released
+	@$(BIN)/mfd-fast convert-occfm $(TOY)/released/nus_sem_occ_$*.pkl \
+		--infos $(TOY)/released/nuscenes_infos_$*.pkl --out $(@D)
 
 test: $(STAMPS)/test
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term

@@ -296,6 +296,9 @@ class EvaluateSettings(Section):
     teacher_steps: Annotated[list[int], "numbers of steps the teacher is sampled with", COUNT] = field(
         default_factory=lambda: [1, 10, 100]
     )
+    teacher_guidance_scale: Annotated[float, "guidance of the teacher's samples (1: off)"] = 1.0
+    teacher_shift: Annotated[float, "time shift of the teacher's steps (1: equal steps)", POSITIVE] = 1.0
+    labels: Annotated[str | None, "folder with recorded occupancy, SCENE/TOKEN/labels.npz", NOT_EMPTY] = None
     batch_size: Annotated[int, "samples per network call", COUNT] = 1024
 
 

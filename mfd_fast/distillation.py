@@ -25,6 +25,7 @@ from mfd_fast.training.distill import DistillTraining, SampleHook
 from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.roles import FullRoles, Roles
+from mfd_fast.types import Rows
 
 GRID_SIDE = 10
 """Rows and columns of the sample grids."""
@@ -36,7 +37,7 @@ class Task:
 
     sample_shape: tuple[int, ...]
     """Shape of one sample."""
-    conditions: Mapping[str, Tensor]
+    conditions: Mapping[str, Rows]
     """Condition rows to draw from, leading dimension N, on the CPU; empty for an unconditional teacher."""
     negative_condition: Mapping[str, Tensor] | None = None
     """What guidance pushes away from, leading dimension 1."""
@@ -47,13 +48,13 @@ class Task:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, teacher: nn.Module) -> "Task":
-        """The task of a data set; labels are used if the teacher has classes."""
+        """The task of a data set; its conditions are all used, its labels if the teacher has classes."""
         negative = null_condition(teacher)
-        label = dataset.label if negative is not None else None
+        label = dataset.label if negative is not None and "label" in negative else None
         counts = None if label is None else tuple(torch.bincount(label, minlength=dataset.num_classes or 0).tolist())
         return cls(
             dataset.sample_shape,
-            {} if label is None else {"label": label},
+            dict(dataset.conditions) if label is None else {**dataset.conditions, "label": label},
             None if negative is None else {name: value.cpu() for name, value in negative.items()},
             counts,
             dataset.value_range,
@@ -169,6 +170,7 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         label_counts=None if counts is None else tuple(counts),
         device=torch.device(device),
         value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+        condition_names=tuple(description.get("condition_names", ())),
     )
 
 
@@ -221,7 +223,13 @@ def make_student(roles: Roles, task: Task, settings: DistillSettings, device: to
         task.label_counts,
         device,
         task.value_range,
+        needed_conditions(task),
     )
+
+
+def needed_conditions(task: Task) -> tuple[str, ...]:
+    """Names of the conditions that a student of this task cannot draw for itself, as it draws labels."""
+    return tuple(name for name in task.conditions if name != "label" or task.label_counts is None)
 
 
 def network_description(module: nn.Module, factory: str | None) -> dict[str, Any]:
@@ -247,6 +255,7 @@ def student_description(network: dict[str, Any], task: Task, settings: DistillSe
         "sample_shape": list(task.sample_shape),
         "label_counts": None if task.label_counts is None else list(task.label_counts),
         "value_range": None if task.value_range is None else list(task.value_range),
+        "condition_names": list(needed_conditions(task)),
     }
 
 

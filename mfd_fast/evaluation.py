@@ -11,14 +11,19 @@ from torch import Tensor
 
 from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset
+from mfd_fast.data.occupancy import Decoder, OccupancyDataset
 from mfd_fast.distillation import Task, load_student
+from mfd_fast.guidance import FixedGuidance
 from mfd_fast.metrics.digits_features import DigitsClassifier
 from mfd_fast.metrics.evaluate import sample_report
+from mfd_fast.occupancy import score_forecasts
 from mfd_fast.phases import Phases
+from mfd_fast.rows import map_tensors
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_json, write_file, write_json
 from mfd_fast.student import Student
 from mfd_fast.training.context import choose_device
+from mfd_fast.types import VelocityField
 
 Samples = Mapping[str, tuple[Tensor, Tensor | None]]
 
@@ -29,20 +34,24 @@ def evaluate_run(
     dataset: Dataset,
     *,
     classifier: DigitsClassifier | None = None,
+    decoder: Decoder | None = None,
     phases: Phases | None = None,
 ) -> dict[str, Any]:
-    """Sample teacher and student with the same noise and labels, measure them, write ``metrics.json`` and the samples.
+    """Sample teacher and student with the same noise and condition, measure them, write ``metrics.json`` and samples.
 
-    The teacher is sampled without guidance by Euler steps; the student with its own steps. Fréchet distances are to all
-    real samples, training and held-out, for as many samples as there are real ones. Samples are drawn on the device of
-    ``settings.run``; ValueError if it is not there.
+    The teacher is sampled by Euler steps as ``settings.evaluate`` says; the student with its own steps. Fréchet
+    distances are to all real samples, training and held-out, for as many samples as there are real ones; occupancy is
+    scored by IoU (`mfd_fast.occupancy`). Samples are drawn on the device of ``settings.run``; ValueError if it is not
+    there.
     """
     phases = phases or Phases()
-    with phases.phase("sample"):
-        samples = draw_samples(run, settings, dataset)
-    with phases.phase("evaluate"):
-        report = sample_report(dataset, classifier, samples)
-        metrics = summarise(report, settings)
+    if isinstance(dataset, OccupancyDataset):
+        metrics = score_forecasts(run, settings, dataset, make_samplers(run, settings, dataset), decoder, phases)
+    else:
+        with phases.phase("sample"):
+            samples = draw_samples(run, settings, dataset)
+        with phases.phase("evaluate"):
+            metrics = summarise(sample_report(dataset, classifier, samples), settings)
     previous = read_json(run.path / "metrics.json") if (run.path / "metrics.json").is_file() else {}
     for name, spent in (("seconds", phases.seconds), ("cpu_seconds", phases.cpu_seconds)):
         metrics[name] = previous.get(name, {}) | spent
@@ -50,30 +59,48 @@ def evaluate_run(
     return metrics
 
 
-def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``.
-
-    Beside them ``data.npz`` keeps as many training samples, for the report.
-    """
+def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, Student]:
+    """``teacher-STEPS`` for every number of steps of ``settings.evaluate``, and ``student-STEPS``."""
     device = choose_device(settings.run.device, "run.device")
     teacher = run.read_teacher().to(device)
     task = Task.from_dataset(dataset, teacher)
-    n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
-    teacher_sampler = Student(
-        teacher, task.sample_shape, label_counts=task.label_counts, device=device, value_range=task.value_range
+    field: VelocityField = teacher
+    if settings.evaluate.teacher_guidance_scale != 1.0:
+        if task.negative_condition is None:
+            raise ValueError("evaluate.teacher_guidance_scale must be 1.0: the teacher has no negative condition")
+        negative = map_tensors(task.negative_condition, lambda value: value.to(device))
+        field = FixedGuidance(teacher, negative, settings.evaluate.teacher_guidance_scale)
+    sampler = Student(
+        field,
+        task.sample_shape,
+        shift=settings.evaluate.teacher_shift,
+        label_counts=task.label_counts,
+        device=device,
+        value_range=task.value_range,
     )
-    makers = {f"teacher-{steps}": replace(teacher_sampler, steps=steps) for steps in settings.evaluate.teacher_steps}
+    makers = {f"teacher-{steps}": replace(sampler, steps=steps) for steps in settings.evaluate.teacher_steps}
     student = load_student(run.path, device=str(device))
-    makers[f"student-{student.steps}"] = student
-    condition = teacher_sampler.draw_condition(n, settings.run.seed)
+    return makers | {f"student-{student.steps}": student}
+
+
+def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``.
+
+    Labels are drawn as often as the data have them, other conditions are those of the first training samples. Beside
+    the samples ``data.npz`` keeps as many training samples, for the report.
+    """
+    makers = make_samplers(run, settings, dataset)
+    n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
+    kept = torch.arange(min(n, len(dataset.x)))
+    condition = {name: rows[torch.arange(n) % len(rows)] for name, rows in dataset.conditions.items()}
+    condition |= next(iter(makers.values())).draw_condition(n, settings.run.seed)
     samples = {}
     for name, maker in makers.items():
         x = maker.sample(n, condition, settings.run.seed, settings.evaluate.batch_size)
         samples[name] = (x, condition.get("label"))
         write_samples(run.path / "evaluation" / f"{name}.npz", x, condition.get("label"))
-    write_samples(
-        run.path / "evaluation" / "data.npz", dataset.x[:n], None if dataset.label is None else dataset.label[:n]
-    )
+    label = None if dataset.label is None else dataset.label[kept]
+    write_samples(run.path / "evaluation" / "data.npz", dataset.x[kept], label)
     return samples
 
 

@@ -110,3 +110,18 @@ def guide(
         "guidance_scale": guidance_scale.to(like.device, like.dtype, non_blocking=True),
     }
     return Guided(field), arguments, 2
+
+
+@dataclass(frozen=True)
+class FixedGuidance:
+    """A field with a negative condition and a scale of its own, for samplers that know nothing of guidance."""
+
+    field: VelocityField
+    negative_condition: Condition
+    guidance_scale: float
+
+    def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The guided velocity at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
+        guided, arguments, _ = guide(self.field, condition, self.negative_condition, self.guidance_scale, x)
+        velocity: Tensor = guided(x, t, **arguments)
+        return velocity

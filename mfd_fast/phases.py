@@ -14,10 +14,11 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what happens inside under ``name``."""
+        """Time what happens inside under ``name``; a phase that is entered again goes on."""
         wall, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
-            self.seconds[name] = round(time.perf_counter() - wall, 3)
-            self.cpu_seconds[name] = round(time.process_time() - cpu, 3)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + wall, 3)
+            self.cpu_seconds[name] = round(self.cpu_seconds.get(name, 0.0) + cpu, 3)

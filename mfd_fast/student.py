@@ -26,6 +26,7 @@ class Student:
             no condition; None without classes.
         device: where the network lives.
         value_range: smallest and largest value of a picture, to which `sample` clips; None for other data.
+        condition_names: conditions that `sample` must be given, because they come from data and cannot be drawn.
     """
 
     field: VelocityField
@@ -36,6 +37,7 @@ class Student:
     label_counts: tuple[int, ...] | None = None
     device: torch.device | str = "cpu"
     value_range: tuple[float, float] | None = None
+    condition_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -69,10 +71,14 @@ class Student:
         """Labels as frequent as in the training data, ``{"label": [n]}`` int64; empty without classes.
 
         Raises:
-            ValueError: n is not positive.
+            ValueError: n is not positive, or the student needs conditions that only data can give.
         """
         if n < 1:
             raise ValueError(f"n must be positive, got {n}")
+        if self.condition_names:
+            raise ValueError(
+                f"condition: this student needs {', '.join(self.condition_names)}, one row for each sample; got None"
+            )
         if self.label_counts is None:
             return {}
         weights = torch.tensor(self.label_counts, dtype=torch.float64)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 Condition = Mapping[str, Any]
@@ -17,6 +18,28 @@ VelocityField = Callable[..., Tensor]
 ``x``: ``[B, ...]``; ``t``: ``[B]`` float32 (float64 when x is float64); the result has the shape of ``x``.
 A field may declare ``time_range = (lo, hi)``; only then are times checked against it.
 """
+
+
+class Rows(Protocol):
+    """Rows that are read when they are asked for: a tensor, or something larger than memory that behaves like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, ...)``."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers."""
+        ...
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        """The rows ``index`` (int64 ``[n]``), ``[n, ...]`` on the CPU."""
+        ...
 
 
 @runtime_checkable

@@ -68,9 +68,12 @@ def test_preset_loads_and_round_trips(preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_names_things_that_exist(preset: str) -> None:
     settings = load_settings(preset)
-    shape = {"digits": (1, 8, 8), "mixture-2d": (2,), "cifar10": (3, 32, 32)}[settings.data.name]
+    shapes = {"digits": (1, 8, 8), "mixture-2d": (2,), "cifar10": (3, 32, 32)}
+    shapes |= {"occupancy": (6, 16, 50, 50), "occupancy-toy": (3, 4, 12, 12)}
+    shape = shapes[settings.data.name]
+    classes = None if settings.model.name == "occfm" else 10
     with torch.device("meta"):
-        model = build_model(settings.model.name, shape, 10, **settings.model.options)
+        model = build_model(settings.model.name, shape, classes, **settings.model.options)
     assert model.sample_shape == shape
     assert settings.data.name in DATASETS
     assert settings.distill.rollout.solver in SOLVERS

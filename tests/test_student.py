@@ -198,3 +198,10 @@ def test_a_condition_with_other_rows_is_refused() -> None:
 def test_wrong_options_are_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Student(Field(), (2,), **options)
+
+
+def test_a_student_that_needs_data_says_so() -> None:
+    student = Student(lambda x, t, past: x * past.view(-1, 1), (2,), condition_names=("past",))
+    with pytest.raises(ValueError, match="this student needs past, one row for each sample; got None"):
+        student.sample(3)
+    assert student.sample(3, {"past": torch.ones(3)}).tolist() == [[0.0, 0.0]] * 3

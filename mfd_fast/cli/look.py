@@ -206,9 +206,12 @@ def _field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
     """Samples and, for data with labels, their condition: of a data set by name, or of an npz file."""
     if not source.endswith(".npz"):
         from mfd_fast.data import load_dataset
+        from mfd_fast.data.dataset import all_rows
 
         dataset = load_dataset(source)
-        return dataset.x, None if dataset.label is None else {"label": dataset.label}
+        rows = {name: all_rows(values) for name, values in dataset.conditions.items()}
+        condition = rows if dataset.label is None else rows | {"label": dataset.label}
+        return all_rows(dataset.x), condition or None
     from mfd_fast.npz import as_float32, read_arrays
 
     if not Path(source).is_file():

@@ -1,7 +1,7 @@
 """Commands that make something: demo, train-teacher, distill, sample, evaluate, report."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     ):
         command = commands.add_parser(name, help=help_text)
         command.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+        if name == "evaluate":
+            command.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
+            command.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
+            command.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
         command.set_defaults(run_command=function)
 
 
@@ -138,7 +142,11 @@ def run_sample(options: argparse.Namespace) -> int:
     value_range = run.read_description("student")["value_range"]
     if options.grid is not None and value_range is None:
         raise ValueError("--grid: the samples of this student are no pictures; use --out")
-    condition = student.draw_condition(options.num, options.seed)
+    condition = (
+        _held_out_conditions(run, student.condition_names, options.num)
+        if student.condition_names
+        else student.draw_condition(options.num, options.seed)
+    )
     if options.label is not None:
         classes = len(student.label_counts or ())
         if not 0 <= options.label < classes:
@@ -160,16 +168,39 @@ def run_sample(options: argparse.Namespace) -> int:
     return 0
 
 
+def _held_out_conditions(run: RunFolder, names: tuple[str, ...], count: int) -> dict[str, torch.Tensor]:
+    """``count`` rows of the run's held-out conditions from the first on, beginning again at their end."""
+    from mfd_fast.data import load_dataset
+
+    settings = run.read_settings()
+    dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
+    lacking = [name for name in names if name not in dataset.held_out_conditions]
+    if lacking:
+        raise ValueError(f"the student needs {', '.join(lacking)}, which the data {settings.data.name!r} do not have")
+    return {name: dataset.held_out_conditions[name][torch.arange(count) % len(dataset.held_out_x)] for name in names}
+
+
 def run_evaluate(options: argparse.Namespace) -> int:
     """Measure teacher and student of a run again."""
     from mfd_fast.data import load_dataset
     from mfd_fast.evaluation import evaluate_run
+    from mfd_fast.training.context import choose_device
 
     run = RunFolder(options.folder)
     settings = run.read_settings()
+    if (options.occfm_repo is None) != (options.occfm_checkpoint is None):
+        raise ValueError("--occfm-repo and --occfm-checkpoint belong together: the decoder's code and its weights")
+    if options.labels is not None:
+        settings = replace(settings, evaluate=replace(settings.evaluate, labels=options.labels))
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
+    decoder = None
+    if options.occfm_repo is not None:
+        from mfd_fast.occfm_repo import load_decoder
+
+        device = choose_device(settings.run.device, "run.device")
+        decoder = load_decoder(options.occfm_repo, options.occfm_checkpoint, dataset.sample_shape[1], device)
     phases = Phases()
-    finish(run, evaluate_run(run, settings, dataset, phases=phases), phases)
+    finish(run, evaluate_run(run, settings, dataset, decoder=decoder, phases=phases), phases)
     return 0
 
 
@@ -192,8 +223,22 @@ def finish(run: RunFolder, metrics: Mapping[str, Any], phases: Phases) -> None:
     merged["seconds"] = metrics["seconds"] | {"report": phases.seconds["report"]}
     merged["cpu_seconds"] = metrics["cpu_seconds"] | {"report": phases.cpu_seconds["report"]}
     write_json(run.path / "metrics.json", merged)
+    for line in _result_lines(metrics):
+        print(line)
+    print(f"report: {report}")
+
+
+def _result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What was measured, one line for each role and number of steps."""
+    if "occupancy" in metrics:
+        for row in metrics["occupancy"]["rows"]:
+            steps = f"{row['steps']:>4} step{'s' if row['steps'] != 1 else ' '}" if row["steps"] else " " * 10
+            if "mean_iou" in row:
+                yield f"{row['role']:8} {steps}  IoU {row['mean_iou']:5.2f}  mIoU {row['mean_miou']:5.2f}"
+            else:
+                yield f"{row['role']:8} {steps}  distance of latents {row['mean_latent_rms']:.3f}"
+        return
     for role in ("teacher", "student"):
         for steps, distance in sorted(metrics[role].items(), key=lambda item: int(item[0])):
-            print(f"{role:8} {steps:>4} step{'s' if steps != '1' else ' '}  {metrics['distance']} {distance:.3f}")
-    print(f"real data, half against half: {metrics['data_half_half']:.3f}")
-    print(f"report: {report}")
+            yield f"{role:8} {steps:>4} step{'s' if steps != '1' else ' '}  {metrics['distance']} {distance:.3f}"
+    yield f"real data, half against half: {metrics['data_half_half']:.3f}"

@@ -17,6 +17,8 @@ DATASETS: dict[str, str] = {
     "gaussian-2d": "mfd_fast.data.densities:gaussian_2d",
     "mixture-2d": "mfd_fast.data.densities:mixture_2d",
     "grid-2d": "mfd_fast.data.densities:grid_2d",
+    "occupancy": "mfd_fast.data.occupancy:occupancy",
+    "occupancy-toy": "mfd_fast.data.occupancy:occupancy_toy",
 }
 
 

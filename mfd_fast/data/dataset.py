@@ -1,11 +1,12 @@
 """What every dataset of this package is once it has been read."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mfd_fast.types import VelocityField
+from mfd_fast.types import Rows, VelocityField
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,11 +17,11 @@ class Dataset:
     """
 
     name: str
-    x: Tensor
+    x: Rows
     """``[N, *sample_shape]`` float32: the training samples."""
     label: Tensor | None
     """``[N]`` int64 in ``[0, num_classes)``, or None for data without classes."""
-    held_out_x: Tensor
+    held_out_x: Rows
     """``[M, *sample_shape]`` float32: samples kept apart."""
     held_out_label: Tensor | None
     """``[M]`` int64, or None."""
@@ -29,6 +30,10 @@ class Dataset:
     """The smallest and largest possible value of a picture; None for points."""
     teacher: VelocityField | None = None
     """The exact marginal velocity of this law, where it is known in closed form."""
+    conditions: Mapping[str, Rows] = field(default_factory=dict)
+    """Conditions of the training samples besides their labels, by name, each with N rows."""
+    held_out_conditions: Mapping[str, Rows] = field(default_factory=dict)
+    """The same for the held-out samples, with M rows."""
 
     def __post_init__(self) -> None:
         _check_samples("x", self.x)
@@ -39,6 +44,13 @@ class Dataset:
             )
         _check_labels("label", self.label, len(self.x), self.num_classes)
         _check_labels("held_out_label", self.held_out_label, len(self.held_out_x), self.num_classes)
+        _check_conditions("conditions", self.conditions, len(self.x))
+        _check_conditions("held_out_conditions", self.held_out_conditions, len(self.held_out_x))
+        if self.conditions.keys() != self.held_out_conditions.keys():
+            raise ValueError(
+                f"held_out_conditions: expected the names of conditions ({', '.join(self.conditions) or 'none'}), got "
+                f"{', '.join(self.held_out_conditions) or 'none'}"
+            )
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -46,10 +58,15 @@ class Dataset:
         return tuple(self.x.shape[1:])
 
 
-def _check_samples(argument: str, x: Tensor) -> None:
+def all_rows(rows: Rows) -> Tensor:
+    """Every row as one tensor in memory."""
+    return rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]
+
+
+def _check_samples(argument: str, x: Rows) -> None:
     if x.dtype != torch.float32:
         raise TypeError(f"{argument}: expected float32, got {x.dtype}")
-    if x.dim() < 2 or len(x) == 0:
+    if len(x.shape) < 2 or len(x) == 0:
         raise ValueError(f"{argument}: expected shape [N, ...] with N > 0, got {tuple(x.shape)}")
 
 
@@ -69,3 +86,9 @@ def _check_labels(argument: str, label: Tensor | None, rows: int, num_classes: i
         raise ValueError(
             f"{argument}: expected labels in [0, {num_classes}), got {int(label.min())} to {int(label.max())}"
         )
+
+
+def _check_conditions(argument: str, conditions: Mapping[str, Rows], rows: int) -> None:
+    for name, values in conditions.items():
+        if len(values) != rows:
+            raise ValueError(f"{argument}: expected {rows} rows of {name!r}, one for each sample, got {len(values)}")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mfd_fast.data.dataset import Dataset
+from mfd_fast.data.dataset import Dataset, all_rows
 
 MIN_ACCURACY = 0.95
 UPDATES = 400
@@ -90,11 +90,12 @@ def train_digits_classifier(dataset: Dataset, seed: int = 0) -> DigitsClassifier
     """
     if dataset.label is None or dataset.num_classes != 10:
         raise ValueError(f"dataset: expected labelled digits of 10 classes, got {dataset.name!r}")
-    _check_pictures(dataset.x)
+    x = all_rows(dataset.x)
+    _check_pictures(x)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         classifier = DigitsClassifier()
-        _train(classifier, dataset.x, dataset.label)
+        _train(classifier, x, dataset.label)
     classifier.requires_grad_(False).eval()
     accuracy = held_out_accuracy(classifier, dataset)
     if accuracy < MIN_ACCURACY:
@@ -109,7 +110,7 @@ def held_out_accuracy(classifier: DigitsClassifier, dataset: Dataset) -> float:
     """The share of the held-out samples of ``dataset`` whose class is predicted."""
     if dataset.held_out_label is None:
         raise ValueError(f"dataset: expected labels, {dataset.name!r} has none")
-    return (classifier.predict(dataset.held_out_x) == dataset.held_out_label).double().mean().item()
+    return (classifier.predict(all_rows(dataset.held_out_x)) == dataset.held_out_label).double().mean().item()
 
 
 def _train(classifier: DigitsClassifier, x: Tensor, label: Tensor) -> None:

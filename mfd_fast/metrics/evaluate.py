@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mfd_fast.data.dataset import Dataset
+from mfd_fast.data.dataset import Dataset, all_rows
 from mfd_fast.metrics.digits_features import DigitsClassifier, train_digits_classifier
 from mfd_fast.metrics.frechet import frechet_distance, half_half_distance
 from mfd_fast.metrics.nearest_neighbour import median_nearest_neighbour_distance
@@ -80,7 +80,8 @@ def sample_report(
     if dataset.name == "digits" and classifier is None:
         classifier = train_digits_classifier(dataset)
     space = feature_space(dataset, classifier)
-    training, held_out = space(dataset.x), space(dataset.held_out_x)
+    training_x, held_out_x = all_rows(dataset.x), all_rows(dataset.held_out_x)
+    training, held_out = space(training_x), space(held_out_x)
     real = torch.cat([training, held_out])
     measured = {}
     for name, (x, condition) in samples.items():
@@ -93,7 +94,7 @@ def sample_report(
             "distance_held_out": space.distance(held_out, generated),
             "precision": precision,
             "recall": recall,
-            "nearest_neighbour": median_nearest_neighbour_distance(x, dataset.x),
+            "nearest_neighbour": median_nearest_neighbour_distance(x, training_x),
             "class_agreement": _class_agreement(classifier, x, condition),
         }
     return {
@@ -101,7 +102,7 @@ def sample_report(
         "distance": space.distance_name,
         "data_half_half": half_half_distance(real, space.distance),
         "held_out_distance": space.distance(training, held_out),
-        "held_out_nearest_neighbour": median_nearest_neighbour_distance(dataset.held_out_x, dataset.x),
+        "held_out_nearest_neighbour": median_nearest_neighbour_distance(held_out_x, training_x),
         "samples": measured,
     }
 

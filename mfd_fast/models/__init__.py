@@ -14,6 +14,7 @@ MODELS: dict[str, str] = {
     "mlp": "mfd_fast.models.mlp:MLP",
     "dit": "mfd_fast.models.dit:DiT",
     "unet": "mfd_fast.models.unet:UNet",
+    "occfm": "mfd_fast.models.occfm.velocity:OccupancyVelocity",
 }
 """Name of a model to ``"module:Class"``, imported when it is first built."""
 
@@ -73,10 +74,14 @@ def model_from_description(description: Mapping[str, Any]) -> VelocityNetwork:
 
 
 def null_condition(model: Any) -> dict[str, Tensor] | None:
-    """The condition that means "no label": ``{"label": [num_classes]}``, int64 ``[1]``, shared by all rows.
+    """What guidance pushes away from: the model's own ``null_condition()`` where it has one, else "no label".
 
-    It lies on the device of the model's parameters. None for a field without classes.
+    No label is ``{"label": [num_classes]}``, int64 ``[1]``, shared by all rows, on the device of the model's
+    parameters. None for a field without classes.
     """
+    own = getattr(model, "null_condition", None)
+    if callable(own):
+        return dict(own())
     num_classes = getattr(model, "num_classes", None)
     if num_classes is None:
         return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mfd_fast.report import figures, words
 from mfd_fast.report.extras import missing_extra
 from mfd_fast.report.health import health_checks
+from mfd_fast.report.occupancy import occupancy_section, occupancy_verdict
 from mfd_fast.report.pictures import Picture, sample_pictures, training_pictures
 from mfd_fast.report.record import RunRecord, column, numbers, read_run
 from mfd_fast.report.series import summarise
@@ -113,10 +114,11 @@ def _content(record: RunRecord) -> dict[str, Any]:
     moments = training_pictures(record.training_pictures, problems)
     return {
         "record": record,
-        "verdict": words.verdict(record),
+        "verdict": occupancy_verdict(record) or words.verdict(record),
         "state_words": STATE_WORDS,
         "facts": words.facts(record),
         "samples": sample_pictures(record),
+        "occupancy": occupancy_section(record),
         "moments": moments,
         "distance": _draw(DISTANCE, record),
         "metric_rows": words.metric_rows(record),

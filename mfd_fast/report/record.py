@@ -44,6 +44,8 @@ class RunRecord:
     training_pictures: Sequence[Path]
     problems: Sequence[str]
     """Sentences about what could not be read."""
+    views: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Forecasts of occupancy from above by name, labels ``[windows, frames, X, Y]``."""
 
     def log(self, role: str) -> LogLines:
         """The log of ``teacher``, ``auxiliary`` or ``student``."""
@@ -86,6 +88,7 @@ def read_run(folder: Path) -> RunRecord:
         samples=reader.samples(),
         training_pictures=sorted((folder / "samples").glob("update-*.png")),
         problems=reader.problems,
+        views=reader.views(),
     )
 
 
@@ -185,6 +188,17 @@ class _Reader:
             what = "1 line that could not be read was" if broken == 1 else f"{broken} lines that could not be read were"
             self.problems.append(f"{name}: {what} left out (a run that is killed can leave a line half written).")
         return good
+
+    def views(self) -> dict[str, NDArray[np.uint8]]:
+        path = self.folder / "evaluation" / "occupancy" / "views.npz"
+        if not path.is_file():
+            return {}
+        try:
+            found = read_arrays(path)
+        except (OSError, ValueError) as error:
+            found, reason = {}, type(error).__name__
+            self.problems.append(f"evaluation/occupancy/{path.name} could not be read ({reason}) and was left out.")
+        return {name: view for name, view in found.items() if view.ndim == 4 and view.dtype == np.uint8}
 
     def samples(self) -> dict[str, Samples]:
         found: dict[str, Samples] = {}

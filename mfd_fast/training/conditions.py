@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from mfd_fast.streams import EpochOrder, Share
+from mfd_fast.types import Rows
 
 
 class ConditionTable:
     """Rows of conditions and the negative condition that belongs to them.
 
     Args:
-        rows: condition tensors with the same leading dimension N, on the CPU; empty for an unconditional model.
+        rows: conditions with the same number of rows N, on the CPU; empty for an unconditional model.
         negative: what guidance pushes away from, leading dimension 1; None if the model has no such thing.
         seed: of the order.
     """
 
-    def __init__(self, rows: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None, seed: int) -> None:
-        sizes = {len(tensor) for tensor in rows.values()}
+    def __init__(self, rows: Mapping[str, Rows], negative: Mapping[str, Tensor] | None, seed: int) -> None:
+        sizes = {len(values) for values in rows.values()}
         if len(sizes) > 1 or 0 in sizes:
             raise ValueError(f"condition tensors must have the same number of rows, above 0, got {sorted(sizes)}")
         self._rows = dict(rows)
@@ -30,7 +31,7 @@ class ConditionTable:
         if self._order is None:
             return {}
         index = self._order.indices(update * share.total + share.first, share.rows)
-        return {name: tensor[index].to(device, non_blocking=True) for name, tensor in self._rows.items()}
+        return {name: values[index].to(device, non_blocking=True) for name, values in self._rows.items()}
 
     def negative(self, device: torch.device) -> dict[str, Tensor] | None:
         """The negative condition, shared by all rows."""

@@ -12,8 +12,9 @@ from mfd_fast.data.dataset import Dataset
 from mfd_fast.fields import autocast
 from mfd_fast.intervals import TimeLaw, make_law
 from mfd_fast.methods.mfd import flow_matching_loss
-from mfd_fast.models import describe_model
+from mfd_fast.models import describe_model, null_condition
 from mfd_fast.models.base import VelocityNetwork
+from mfd_fast.path import expand_times
 from mfd_fast.run_folder import RunFolder, build_from_settings
 from mfd_fast.settings_io import lasting_settings
 from mfd_fast.streams import EpochOrder, RowDraws, Share, derive_seed, make_generator
@@ -23,6 +24,7 @@ from mfd_fast.training.culprit import Culprit, find_culprit
 from mfd_fast.training.ema import WeightAverage
 from mfd_fast.training.loop import LoopOptions, Resume, Update, run_training
 from mfd_fast.training.optimizing import PRECISIONS, RoleOptimizer
+from mfd_fast.types import Rows
 
 
 def law_from(settings: TimeSettings) -> TimeLaw:
@@ -38,7 +40,10 @@ def law_from(settings: TimeSettings) -> TimeLaw:
 
 
 class TeacherTraining:
-    """Flow matching: ``E |field(x_t, t, label) - (noise - data)|^2``, labels dropped for a share of the samples."""
+    """Flow matching: ``E |field(x_t, t, condition) - (noise - data)|^2``.
+
+    A share of the samples gets the network's null condition (no label, no history) in place of its own.
+    """
 
     title = "teacher"
 
@@ -48,6 +53,10 @@ class TeacherTraining:
         self.total_updates = settings.updates
         self._settings, self._dataset, self._seed, self._context = settings, dataset, seed, context
         self._network = network
+        self._rows: dict[str, Rows] = dict(dataset.conditions)
+        if dataset.label is not None:
+            self._rows["label"] = dataset.label
+        self._null = null_condition(network)
         self._field = autocast(network, PRECISIONS[settings.precision])
         self._law = law_from(settings.times)
         self._shares = context.shares(settings.batch_size, 1)
@@ -84,11 +93,16 @@ class TeacherTraining:
         return find_culprit(self._shares, list(self._network.named_parameters()), partial(self._loss, update))
 
     def _condition(self, index: Tensor, draws: RowDraws) -> dict[str, Tensor]:
-        if self._dataset.label is None or self._dataset.num_classes is None:
-            return {}
-        label = self._dataset.label[index].to(self._context.device, non_blocking=True)
+        device = self._context.device
+        condition = {name: rows[index].to(device, non_blocking=True) for name, rows in self._rows.items()}
+        if not condition or self._null is None:
+            return condition
         dropped = draws.uniform() < self._settings.condition_dropout
-        return {"label": label.masked_fill(dropped, self._dataset.num_classes)}
+        replaced = {
+            name: torch.where(expand_times(dropped, condition[name]), self._null[name], condition[name])
+            for name in self._null
+        }
+        return condition | replaced
 
     def log_due(self, update: int) -> bool:
         """Every ``log_every`` updates, and the last."""

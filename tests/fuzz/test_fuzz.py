@@ -35,7 +35,7 @@ PICKLES = {
     "a call by two texts": (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04echo\x85R.", "os.system, which is refused"),
     "an object": (b"\x80\x02cnumpy\ndtype\n)\x81.", "the instruction NEWOBJ has no place"),
     "a file from elsewhere": (b"\x80\x02P1\n.", "the instruction PERSID has no place"),
-    "a length beyond the end": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a readable batch"),
+    "a length beyond the end": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a readable pickle of arrays"),
     "a copied value": (b"\x80\x02]2.", "the instruction DUP has no place"),
 }
 
@@ -55,7 +55,7 @@ def test_laughing_tuples_cost_nothing() -> None:
     shape = b"".join(b"q%ch%c\x86" % (i, i) for i in range(1, 41))
     batch = b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01)" + shape
     batch += b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR\x89U\x00tbU\x06labels]u."
-    with pytest.raises(ValueError, match=r"expected an array of shape \(N, 12\) under 'data', got"):
+    with pytest.raises(ValueError, match="an array has no shape of whole numbers"):
         read_pickled_batch(batch, 12)
 
 

@@ -75,3 +75,24 @@ def test_negative_condition_is_handed_on() -> None:
 def test_rows_that_do_not_fit_are_refused(rows: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="same number of rows, above 0"):
         ConditionTable(rows, None, 0)
+
+
+class _ReadLater:
+    """Rows that are not in memory."""
+
+    shape, dtype = (6, 2), torch.float32
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
+        return torch.stack([index.float(), -index.float()], 1)
+
+
+def test_rows_may_be_read_when_they_are_drawn() -> None:
+    table = ConditionTable({"past": _ReadLater(), "label": torch.arange(6)}, None, seed=0)
+    drawn = table.draw(3, Share(4, 0, 4), CPU)
+    assert torch.equal(drawn["past"][:, 0].long(), drawn["label"])
+    assert torch.equal(drawn["past"][:, 1], -drawn["past"][:, 0])
+    with pytest.raises(ValueError, match=r"same number of rows, above 0, got \[5, 6\]"):
+        ConditionTable({"past": _ReadLater(), "label": torch.arange(5)}, None, seed=0)

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.models import build_model
+from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.student import Student
 from mfd_fast.training import teacher as module
@@ -124,3 +125,37 @@ def test_a_teacher_that_diverges_is_given_up(tmp_path: Path, tiny_settings: Make
     with pytest.raises(FloatingPointError, match="3 updates in a row"):
         train_teacher(settings, data, RunFolder(tmp_path), make_context(settings.run))
     assert not RunFolder(tmp_path).has_network("teacher")
+
+
+class _Past(VelocityNetwork):
+    """A network with a condition that is no label: half of it has a null value, half of it has none."""
+
+    def __init__(self) -> None:
+        super().__init__((2,), None, {})
+        self.mix = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor, t: Tensor, past: Tensor, pace: Tensor) -> Tensor:
+        out: Tensor = self.mix(torch.cat([x, past, pace[:, None]], 1))
+        return out
+
+    def null_condition(self) -> dict[str, Tensor]:
+        return {"past": torch.full((1, 2), -9.0)}
+
+
+def test_conditions_that_are_no_labels_travel_with_their_samples(
+    tiny_settings: Make, seen: list[dict[str, Tensor]]
+) -> None:
+    x = torch.arange(40.0).view(20, 2)
+    rows = {"past": x + 100, "pace": x[:, 0] + 7}
+    held_out = {name: values[:2] for name, values in rows.items()}
+    dataset = Dataset("pasts", x, None, x[:2], None, conditions=rows, held_out_conditions=held_out)
+    settings = tiny_settings("teacher.batch_size=10", "teacher.condition_dropout=0.3")
+    training = TeacherTraining(_Past(), dataset, settings.teacher, 0, Context(torch.device("cpu"), World()))
+    for update in range(40):
+        training.run_update(update)
+    data, past, pace = (torch.cat([batch[name] for batch in seen]) for name in ("data", "past", "pace"))
+    assert torch.equal(pace, data[:, 0] + 7)
+    dropped = past[:, 0] == -9
+    assert torch.equal(past[~dropped], data[~dropped] + 100)
+    assert (past[dropped] == -9).all()
+    assert dropped.double().mean().item() == pytest.approx(0.3, abs=0.06)

@@ -1,0 +1,189 @@
+"""From OccFM's cached latents (a pickle) to files that can be read in parts and run nothing.
+
+The cache is a list of ``{"x_sampled": [1, C, H, W], "gt_path": [PATH] or [[PATH]], "gt_trajs": [1, 2]}``, one entry a
+frame in any order, with PATH ending in ``SCENE/TOKEN/labels.npz``. The order of the frames is that of the infos file,
+``{"infos": {SCENE: [{"token": TOKEN, ...}, ...]}}``.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mfd_fast.data.occupancy.store import FORMAT, INDEX, VERSION
+from mfd_fast.data.plain_pickle import read_plain_pickle
+from mfd_fast.storage import sha256, write_json, write_tensors
+
+FRAMES_PER_FILE = 1024
+
+
+class Conversion(NamedTuple):
+    """What a conversion did."""
+
+    frames: int
+    scenes: int
+    files: int
+    repeated: int
+    """Entries of a frame that had come before; the first one counts, as in OccFM."""
+    unlisted: int
+    """Entries whose frame the infos do not list."""
+
+
+class _Entry(NamedTuple):
+    number: int
+    latent: NDArray[Any]
+    """``[C, H, W]``."""
+    pose: NDArray[Any]
+    """``[2]``."""
+
+
+def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRAMES_PER_FILE) -> Conversion:
+    """Convert one split of the cached latents into the folder ``out``, which appears whole or not at all.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: ``out`` exists, a pickle is damaged, asks for something to be run, or is of another kind, or an
+            entry has a wrong shape; the message names file and entry.
+    """
+    if frames_per_file < 1:
+        raise ValueError(f"frames_per_file must be at least 1, got {frames_per_file}")
+    if out.exists():
+        raise ValueError(f"--out: {out} exists already; choose another folder or delete it")
+    order = read_order(infos)
+    entries, repeated = read_entries(latents)
+    listed = {name: [token for token in tokens if token in entries] for name, tokens in order.items()}
+    scenes = {name: tokens for name, tokens in listed.items() if tokens}
+    kept = sum(len(tokens) for tokens in scenes.values())
+    if not kept:
+        raise ValueError(f"{infos} lists none of the {len(entries)} frames of {latents}: are they of the same split?")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        files = _write_files(temporary, scenes, entries, frames_per_file)
+        shape = list(next(iter(entries.values())).latent.shape)
+        described = [{"name": name, "tokens": tokens} for name, tokens in scenes.items()]
+        index = {"format": FORMAT, "version": VERSION, "latent_shape": shape, "files": files, "scenes": described}
+        write_json(temporary / INDEX, index)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Conversion(kept, len(scenes), len(files), repeated, len(entries) - kept)
+
+
+def _write_files(
+    folder: Path, scenes: Mapping[str, list[str]], entries: Mapping[str, _Entry], frames_per_file: int
+) -> list[dict[str, Any]]:
+    """Write all frames, whole scenes to a file; what the index says of each file."""
+    groups: list[list[str]] = [[]]
+    for tokens in scenes.values():
+        if groups[-1] and len(groups[-1]) + len(tokens) > frames_per_file:
+            groups.append([])
+        groups[-1] += tokens
+    described = []
+    with tqdm(total=sum(map(len, groups)), desc="converting", unit="frame", dynamic_ncols=True) as bar:
+        for number, tokens in enumerate(groups):
+            path = folder / f"frames-{number:04d}.safetensors"
+            latents = np.stack([entries[token].latent.astype(np.float32) for token in tokens])
+            poses = np.stack([entries[token].pose.astype(np.float32) for token in tokens])
+            write_tensors(path, {"latents": torch.from_numpy(latents), "trajectory": torch.from_numpy(poses)})
+            described.append(
+                {"file": path.name, "frames": len(tokens), "bytes": path.stat().st_size, "sha256": sha256(path)}
+            )
+            bar.update(len(tokens))
+    return described
+
+
+def read_order(path: Path) -> dict[str, list[str]]:
+    """The tokens of every scene in their order in time, from an infos file; errors as in `convert`."""
+    content = _read(path)
+    scenes = content.get("infos") if isinstance(content, dict) else None
+    if not isinstance(scenes, dict):
+        kind = type(content).__name__
+        raise ValueError(f"{path} is no infos file: expected a dictionary with 'infos', scene by scene, got a {kind}")
+    order: dict[str, list[str]] = {}
+    for name, frames in scenes.items():
+        if not isinstance(name, str) or not isinstance(frames, list):
+            raise ValueError(f"{path}: scene {name!r}: expected a list of frames, got {type(frames).__name__}")
+        tokens: list[Any] = [frame.get("token") if isinstance(frame, dict) else None for frame in frames]
+        wrong = next((i for i, token in enumerate(tokens) if not isinstance(token, str)), None)
+        if wrong is not None:
+            raise ValueError(f"{path}: scene {name!r}, frame {wrong}: expected a dictionary with a text 'token'")
+        order[name] = tokens
+    return order
+
+
+def read_entries(path: Path) -> tuple[dict[str, _Entry], int]:
+    """The entries of a cache by token, and how many repeated one that had come before; errors as in `convert`."""
+    content = _read(path)
+    if not isinstance(content, list) or not content:
+        kind = "an empty list" if content == [] else f"a {type(content).__name__}"
+        raise ValueError(f"{path} is no cache of latents: expected a list with one entry for each frame, got {kind}")
+    entries: dict[str, _Entry] = {}
+    repeated = 0
+    for number, entry in enumerate(content):
+        try:
+            token, parsed = _entry(number, entry)
+        except ValueError as error:
+            raise ValueError(f"{path}, entry {number}: {error}") from error
+        first = next(iter(entries.values()), parsed)
+        if parsed.latent.shape != first.latent.shape:
+            raise ValueError(
+                f"{path}, entry {number}: x_sampled has shape {[1, *parsed.latent.shape]}, entry {first.number} has "
+                f"{[1, *first.latent.shape]}"
+            )
+        repeated += token in entries
+        entries.setdefault(token, parsed)
+    return entries, repeated
+
+
+def _entry(number: int, entry: Any) -> tuple[str, _Entry]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected a dictionary, got {type(entry).__name__}")
+    lacking = [name for name in ("x_sampled", "gt_path", "gt_trajs") if name not in entry]
+    if lacking:
+        raise ValueError(f"lacks {', '.join(lacking)}; it has {', '.join(map(str, entry)) or 'nothing'}")
+    latent = _numbers("x_sampled", entry["x_sampled"], 4, "[1, C, H, W]")
+    pose = _numbers("gt_trajs", entry["gt_trajs"], 2, "[1, 2]")
+    if len(latent) != 1 or 0 in latent.shape:
+        raise ValueError(f"x_sampled must have shape [1, C, H, W], got {list(latent.shape)}")
+    if pose.shape != (1, 2):
+        raise ValueError(f"gt_trajs must have shape [1, 2], got {list(pose.shape)}")
+    path = entry["gt_path"]
+    while isinstance(path, list) and len(path) == 1:
+        path = path[0]
+    parts = PurePosixPath(path).parts if isinstance(path, str) else ()
+    if len(parts) < 3 or parts[-1] != "labels.npz":
+        raise ValueError(f"gt_path must be one path that ends in SCENE/TOKEN/labels.npz, got {path!r}")
+    return parts[-2], _Entry(number, latent[0], pose[0])
+
+
+def _numbers(name: str, value: Any, dimensions: int, shape: str) -> NDArray[Any]:
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} must be an array of floats of shape {shape}, got {kind}")
+    if value.ndim != dimensions:
+        raise ValueError(f"{name} must have shape {shape}, got {list(value.shape)}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} holds numbers that are not finite")
+    return value
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    size = path.stat().st_size
+    bar = tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, dynamic_ncols=True)
+    with path.open("rb") as stream, bar:
+        try:
+            content = read_plain_pickle(stream, lambda position: bar.update(position - bar.n))
+        except ValueError as error:
+            raise ValueError(f"{path} ({size} bytes): {error}") from error
+        bar.update(size - bar.n)
+    return content

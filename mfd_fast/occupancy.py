@@ -1,0 +1,168 @@
+"""What forecasts of occupancy are worth: IoU and mIoU of teacher and student by horizon, and pictures from above."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfd_fast.config import Settings
+from mfd_fast.data.occupancy import Decoder, OccupancyDataset
+from mfd_fast.data.occupancy.labels import CLASSES, FREE, GroundTruth, LabelFiles
+from mfd_fast.metrics.iou import IoUCounter
+from mfd_fast.phases import Phases
+from mfd_fast.run_folder import RunFolder
+from mfd_fast.storage import write_file
+from mfd_fast.streams import make_generator, standard_normal
+from mfd_fast.student import Student
+
+VIEWS = 4
+"""Windows of which pictures are kept."""
+VIEWS_FILE = "evaluation/occupancy/views.npz"
+RECORDED, REPEATED = "recorded", "repeated"
+"""Forecasts to compare with: the recorded latents themselves (what the compressor loses), and the last frame again."""
+
+
+class Scorer(Protocol):
+    """Compares forecasts with what was recorded, batch by batch."""
+
+    def update(self, forecast: Tensor, rows: Tensor) -> None:
+        """Count latents ``[b, future, C, H, W]`` forecast for the held-out samples ``rows``."""
+        ...
+
+    def result(self) -> dict[str, Any]:
+        """What was measured, for JSON; percentages for shares."""
+        ...
+
+
+class OccupancyScorer:
+    """IoU and mIoU of decoded forecasts."""
+
+    def __init__(self, dataset: OccupancyDataset, decode: Decoder, truth: GroundTruth) -> None:
+        self._dataset, self._decode, self._truth = dataset, decode, truth
+        self._counter = IoUCounter(dataset.sample_shape[0], len(CLASSES))
+
+    def update(self, forecast: Tensor, rows: Tensor) -> None:
+        """See `Scorer`."""
+        grids = self._decode(forecast.flatten(0, 1) / self._dataset.scale).unflatten(0, forecast.shape[:2])
+        self._counter.update(grids, recorded_occupancy(self._dataset, self._truth, rows))
+
+    def result(self) -> dict[str, Any]:
+        """IoU and mIoU by horizon and averaged, IoU by class."""
+        found = self._counter.result()
+        return {
+            "iou": [100 * value for value in found.iou],
+            "miou": [100 * value for value in found.miou],
+            "mean_iou": 100 * found.mean_iou,
+            "mean_miou": 100 * found.mean_miou,
+            "classes": {name: 100 * value for name, value in zip(CLASSES, found.classes, strict=True)},
+        }
+
+
+class LatentScorer:
+    """Root mean square distance to the recorded latents, in training units."""
+
+    def __init__(self, dataset: OccupancyDataset) -> None:
+        self._dataset = dataset
+        self._squares = torch.zeros(dataset.sample_shape[0], dtype=torch.float64)
+        self._rows = 0
+
+    def update(self, forecast: Tensor, rows: Tensor) -> None:
+        """See `Scorer`."""
+        gap = (forecast - self._dataset.held_out_x[rows]).double()
+        self._squares += gap.square().flatten(2).mean(2).sum(0)
+        self._rows += len(rows)
+
+    def result(self) -> dict[str, Any]:
+        """The distance by horizon and over all of them."""
+        power = self._squares / self._rows
+        return {"latent_rms": power.sqrt().tolist(), "mean_latent_rms": power.mean().sqrt().item()}
+
+
+def score_forecasts(
+    run: RunFolder,
+    settings: Settings,
+    dataset: OccupancyDataset,
+    samplers: Mapping[str, Student],
+    decoder: Decoder | None,
+    phases: Phases,
+) -> dict[str, Any]:
+    """Measure every sampler on the same held-out windows and noise; the entry of ``metrics.json``.
+
+    Latents are decoded by ``decoder``, else by the data's own codec, and compared with the recorded occupancy of
+    ``evaluate.labels`` or of the data; where one of the two is missing, their distance to the recorded latents is
+    measured. Windows are spread evenly over the held-out data. Pictures of the first of them go to `VIEWS_FILE`.
+    """
+    decode = decoder or dataset.decoder
+    labels = settings.evaluate.labels
+    truth = dataset.truth if labels is None else LabelFiles(Path(labels), dataset.scenes)
+    total = len(dataset.held_out_x)
+    count = min(settings.evaluate.num_samples or total, total)
+    chosen = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
+    batches = torch.split(chosen, settings.evaluate.batch_size)
+    rows: list[dict[str, Any]] = []
+    views: dict[str, Tensor] = {}
+    for name in [*samplers, RECORDED, REPEATED]:
+        scorer: Scorer = OccupancyScorer(dataset, decode, truth) if decode and truth else LatentScorer(dataset)
+        seconds = 0.0
+        for number, batch in enumerate(batches):
+            with phases.phase("sample"):
+                forecast, spent = _forecast(dataset, samplers.get(name), name, batch, number, settings.run.seed)
+            seconds += spent
+            with phases.phase("evaluate"):
+                scorer.update(forecast, batch)
+                if decode is not None and number == 0:
+                    views[name] = from_above(decode(forecast[:VIEWS].flatten(0, 1) / dataset.scale))
+        role, _, steps = name.partition("-")
+        speed = count * dataset.sample_shape[0] / seconds if seconds else None
+        rows.append({"role": role, "steps": int(steps) if steps else None, "frames_per_second": speed})
+        rows[-1] |= scorer.result()
+    if truth and views:
+        views["truth"] = from_above(recorded_occupancy(dataset, truth, batches[0][:VIEWS]).flatten(0, 1))
+    if views:
+        _write_views(run, {name: view.unflatten(0, (-1, dataset.sample_shape[0])) for name, view in views.items()})
+    scored = "occupancy" if decode and truth else "latents"
+    entry = {"scored": scored, "windows": count, "batch_size": settings.evaluate.batch_size, "rows": rows}
+    return {"occupancy": entry, "seed": settings.run.seed}
+
+
+def _forecast(
+    dataset: OccupancyDataset, sampler: Student | None, name: str, rows: Tensor, number: int, seed: int
+) -> tuple[Tensor, float]:
+    """Latents ``[b, future, C, H, W]`` on the CPU for the held-out samples ``rows``, and the seconds they took."""
+    if name == RECORDED:
+        return dataset.held_out_x[rows], 0.0
+    condition = {key: values[rows] for key, values in dataset.held_out_conditions.items()}
+    if sampler is None:
+        return condition["history"][:, -1:].expand(-1, dataset.sample_shape[0], -1, -1, -1), 0.0
+    noise = standard_normal((len(rows), *dataset.sample_shape), make_generator(seed, "evaluate/noise", number))
+    start = time.perf_counter()
+    on_device = {key: value.to(sampler.device) for key, value in condition.items()}
+    forecast = sampler.generate(noise.to(sampler.device), on_device).cpu()
+    return forecast, time.perf_counter() - start
+
+
+def recorded_occupancy(dataset: OccupancyDataset, truth: GroundTruth, rows: Tensor) -> Tensor:
+    """The recorded grids of the future of held-out samples, uint8 ``[b, future, X, Y, Z]``."""
+    future = dataset.sample_shape[0]
+    return torch.stack([truth.labels(start, future) for start in dataset.truth_starts[rows].tolist()])
+
+
+def from_above(grids: Tensor) -> Tensor:
+    """The label of the highest filled voxel of every column, `FREE` without one: ``[n, X, Y, Z]`` to ``[n, X, Y]``."""
+    top = grids.shape[-1] - 1 - (grids != FREE).flip(-1).int().argmax(-1, keepdim=True)
+    return grids.gather(-1, top).squeeze(-1)
+
+
+def _write_views(run: RunFolder, views: Mapping[str, Tensor]) -> None:
+    """Write bird's-eye views ``[windows, future, X, Y]`` uint8 by name."""
+    arrays: dict[str, Any] = {name: view.cpu().numpy().astype(np.uint8) for name, view in views.items()}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_file(run.path / VIEWS_FILE, write)
