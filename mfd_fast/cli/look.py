@@ -220,11 +220,11 @@ def _field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
     if "x" not in arrays:
         raise ValueError(f"--data: {source} must hold x [N, ...], it holds {', '.join(arrays) or 'nothing'}")
     x = torch.from_numpy(as_float32(arrays["x"]))
-    rows = arrays.get("condition")
-    if rows is None:
+    labels = arrays.get("condition")
+    if labels is None:
         return x, None
-    if rows.dtype.kind not in "iu" or rows.shape != x.shape[:1]:
+    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
         raise ValueError(
-            f"--data: condition in {source} must be whole numbers [{len(x)}], got {rows.dtype} {list(rows.shape)}"
+            f"--data: condition in {source} must be whole numbers [{len(x)}], got {labels.dtype} {list(labels.shape)}"
         )
-    return x, {"label": torch.from_numpy(rows.astype("int64"))}
+    return x, {"label": torch.from_numpy(labels.astype("int64"))}

@@ -78,7 +78,7 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.i
     for frame in range(FRAMES_PER_SCENE):
         world = np.stack([np.full((BLOCK * BLOCKS,) * 2, EMPTY), np.ones((BLOCK * BLOCKS,) * 2, dtype=np.int64)])
         for post, kind, side, sign in zip(posts, kinds, sides, random.choice([-1, 1], size=len(posts)), strict=True):
-            world[(0, *post)] = POST
+            world[0][tuple(post)] = POST
             cells = _box(post, side)
             world[0][cells], world[1][cells] = kind, sign
         seen[:, frame] = np.roll(world, -driven[frame], axis=1)[:, :SIDE, :SIDE]
