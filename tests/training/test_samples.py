@@ -96,6 +96,15 @@ def test_samples_come_from_the_present_student(start: Start) -> None:
     assert len(torch.cat(seen).unique(dim=0)) == 15 * 8, "noise of every update is its own"
 
 
+def test_samples_of_a_student_that_has_changed_are_forgotten(start: Start) -> None:
+    training, _ = start("distill.student_optimizer.learning_rate=0.1", "distill.guidance_scale=1.5")
+    training.run_update(0)
+    early = training._samples._ready[1, 0].data
+    training.run_update(5)
+    late = training._samples.take(1)[0].data
+    assert (late - early).abs().max() > 1e-3
+
+
 def test_two_processes_have_the_parts_of_one(start: Start) -> None:
     one, _ = start()
     halves = [start(world=World(rank, 2))[0] for rank in (0, 1)]
