@@ -18,6 +18,9 @@ from mfd_fast.types import Condition, RowGroup, SharedBackbone, VelocityField
 class NegativeVelocities:
     """What one integration remembers of each row of the caller's batch; on the device."""
 
+    # It changes while the field is evaluated, so a field that holds it is never the same field again.
+    __hash__ = None  # type: ignore[assignment]
+
     def __init__(self, like: Tensor) -> None:
         rows = like.shape[0]
         self.evaluated = torch.zeros(rows, dtype=torch.int64, device=like.device)
