@@ -183,6 +183,7 @@ def test_a_finished_run_says_how_it_was_made(tmp_path: Path) -> None:
         "sample_shape": [2],
         "label_counts": [2, 1, 1],
         "value_range": None,
+        "condition_names": [],
     }
     versions = json.loads((tmp_path / "run" / "versions.json").read_text())
     assert versions["torch"] == torch.__version__.split("+")[0] or versions["torch"] == torch.__version__
