@@ -80,7 +80,12 @@ class LabelEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Time and label to one vector ``[B, width]``: ``silu(W2 silu(W1 features(t) + embedding(label)))``."""
+    """Time and label to one vector ``[B, width]``: ``silu(W2 silu(W1 features(t) + embedding(label)))``.
+
+    `add_second_time` gives it a second time r, as ``W3 features(t - r)`` inside the inner sum, with W3 zero at first.
+    """
+
+    second_time: nn.Linear | None
 
     def __init__(self, width: int, num_classes: int | None, time_features: int) -> None:
         super().__init__()
@@ -88,11 +93,27 @@ class ConditionEmbedding(nn.Module):
         self.time_in = nn.Linear(time_features, width)
         self.label = None if num_classes is None else LabelEmbedding(num_classes, width)
         self.out = nn.Linear(width, width)
+        self.second_time = None
 
-    def forward(self, t: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """``t`` ``[B]``, ``label`` int64 ``[B]`` or None, to ``[B, width]``; the module computes in ``dtype``."""
+    def add_second_time(self) -> None:
+        """Take a second time from now on; at first it changes nothing."""
+        layer = nn.Linear(self.time_features.features, self.out.in_features)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        self.second_time = layer.to(self.out.weight)
+
+    def forward(self, t: Tensor, label: Tensor | None, dtype: torch.dtype, r: Tensor | None = None) -> Tensor:
+        """``t`` ``[B]``, ``label`` int64 ``[B]`` or None, to ``[B, width]``; the module computes in ``dtype``.
+
+        ``r`` ``[B]`` is the second time of a module that has one; None means r = t.
+        """
         features: Tensor = self.time_features(t)
         hidden: Tensor = self.time_in(features.to(dtype))
+        if self.second_time is not None:
+            gap: Tensor = self.time_features(torch.zeros_like(t) if r is None else t - r)
+            hidden = hidden + self.second_time(gap.to(dtype))
+        elif r is not None:
+            raise ValueError("r was given to a network with one time; network.with_second_time() makes one with two")
         if label is not None:
             self._check_label(label, len(t))
         if self.label is not None:
