@@ -114,8 +114,9 @@ class OwnOptions(Section):
     @classmethod
     def words(cls) -> list[str]:
         """A line about each option."""
-        found = ((item.name, Field.of(item.type), item.default) for item in fields(cls))
-        return [f"{name} = {default!r}: {declared.help} ({declared.words})" for name, declared, default in found]
+        usual = cls()
+        found = ((item.name, Field.of(item.type)) for item in fields(cls))
+        return [f"{name} = {getattr(usual, name)!r}: {of.help} ({of.words})" for name, of in found]
 
 
 class Loss(NamedTuple):
