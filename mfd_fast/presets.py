@@ -99,7 +99,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "senseflow": {"distill.times.law": "uniform",   "distill.times.low": 0.02,      "distill.times.high": 0.98,
                   "distill.cycle_auxiliary": 5,     "distill.student_gamma": 1.0},
     "cd":        {"distill.student_gamma": 1.0},
-    "meanflow":  {"distill.times.mean": -0.4,       "distill.times.equal_share": 0.5},
+    "meanflow":  {"distill.times.law": "uniform",   "distill.times.equal_share": 0.25},
     "reflow":    {"distill.times.law": "uniform"},
 }
 """By method the settings, dotted keys, that differ from the defaults; a preset, a file and ``--set`` lie above them."""

@@ -235,7 +235,7 @@ def test_full_renoising_is_the_loop_of_consistency_models() -> None:
     data = noise - noise
     expected = (0.5 * data + 0.5 * fresh) * (1 - 0.5 * 0.5)
     torch.testing.assert_close(student.generate(noise, {}, fresh=lambda: fresh), expected)
-    with pytest.raises(ValueError, match="gamma is 1.0: a student of 2 steps needs fresh noise"):
+    with pytest.raises(ValueError, match=r"gamma is 1\.0: a student of 2 steps needs fresh noise"):
         student.generate(noise, {})
 
 

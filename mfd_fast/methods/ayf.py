@@ -25,8 +25,8 @@ class AlignYourFlowOptions(OwnOptions):
     """Options of `AlignYourFlow`."""
 
     gap_mean: Annotated[float, "mean of logit(t - s)"] = -0.8
-    gap_std: Annotated[float, "standard deviation of logit(t - s)", POSITIVE] = 1.0
-    tangent_warmup: Annotated[float, "share of the updates over which rho rises", SHARE] = 0.3
+    gap_std: Annotated[float, "standard deviation of logit(t - s)", POSITIVE] = 1.6
+    tangent_warmup: Annotated[float, "share of the updates over which rho rises", SHARE] = 0.1
     tangent_max: Annotated[float, "largest rho", SHARE] = 0.99
     normaliser: Annotated[float, "c of the normed tangent", POSITIVE] = 0.1
     derivative: Annotated[str, "how du/dt is computed", DERIVATIVE] = "jvp"
