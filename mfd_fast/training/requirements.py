@@ -12,6 +12,7 @@ from mfd_fast.models import MODELS
 from mfd_fast.streams import Share, make_generator, standard_normal
 from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
+from mfd_fast.types import Rows
 
 
 def check_settings(needs: Needs, settings: DistillSettings, processes: int = 1) -> None:
@@ -50,7 +51,7 @@ def check_task(
     needs: Needs,
     name: str,
     teacher: nn.Module,
-    samples: Tensor | None,
+    samples: Rows | None,
     negative_condition: Mapping[str, Tensor] | None,
 ) -> None:
     """Raise ValueError where the data or the teacher lack what the method called ``name`` needs."""

@@ -115,7 +115,7 @@ def test_ayf_without_warm_up_and_norm_has_meanflows_target() -> None:
     t, r = torch.full((16,), 0.8, dtype=torch.float64), torch.full((16,), 0.3, dtype=torch.float64)
     v = x.sin()
     u, derivative = total_derivative(network, x, t, v, {}, r=r)
-    step = 1e-5
+    step = 1e-6
     difference = (network(x + step * v, t + step, r=r) - network(x - step * v, t - step, r=r)) / (2 * step)
     torch.testing.assert_close(u + tangent(u, v, derivative, t - r), v - 0.5 * difference, rtol=1e-5, atol=1e-6)
     normed = tangent(u, v, derivative, t - r, normaliser=0.1)
