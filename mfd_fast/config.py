@@ -254,6 +254,7 @@ class DistillSettings(Section):
     ] = "auto"
     student_steps: Annotated[int, "steps of the student from noise to a sample", COUNT] = 1
     student_shift: Annotated[float, "time shift of the student's steps (1: equal steps)", POSITIVE] = 1.0
+    student_gamma: Annotated[float, "share of fresh noise between the student's steps", SHARE] = 0.0
     grad_steps: Annotated[int | None, "last student steps that get a gradient (none: all)", COUNT] = None
     guidance_scale: Annotated[float, "classifier-free guidance of the teacher (1: off)"] = 1.0
     roles: Annotated[str, "full networks per role, or LoRA on one backbone", one_of("full", "lora")] = "full"
@@ -270,6 +271,9 @@ class DistillSettings(Section):
     auxiliary_optimizer: Annotated[OptimizerSettings, "optimiser of the auxiliary"] = field(
         default_factory=OptimizerSettings
     )
+    discriminator_optimizer: Annotated[OptimizerSettings, "optimiser of the discriminator, for methods with one"] = (
+        field(default_factory=OptimizerSettings)
+    )
     times: Annotated[TimeSettings, "law of the pairs (t, r) in student updates"] = field(default_factory=TimeSettings)
     auxiliary_times: Annotated[TimeSettings, "law of t in auxiliary updates"] = field(default_factory=TimeSettings)
     rollout: Annotated[RolloutSettings, "integration of the mean velocities"] = field(default_factory=RolloutSettings)
@@ -279,6 +283,9 @@ class DistillSettings(Section):
     keep_checkpoints: Annotated[int, "newest checkpoints that are kept", COUNT] = 2
     max_skipped_updates: Annotated[int, "updates in a row with non-finite gradients before giving up", NOT_NEGATIVE] = (
         20
+    )
+    method_options: Annotated[dict[str, Option], "options of that method (mfd-fast info --methods)"] = field(
+        default_factory=dict
     )
 
     def __post_init__(self) -> None:

@@ -11,22 +11,25 @@ from torch import Tensor, nn
 from mfd_fast.config import DistillSettings, Settings
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.fields import autocast
-from mfd_fast.models import MODELS, describe_model, null_condition
+from mfd_fast.methods.base import Needs
+from mfd_fast.models import MODELS, describe_model, model_from_description, null_condition
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.lora import LoRARoles
-from mfd_fast.run_folder import RunFolder, network_from_description, with_weights
+from mfd_fast.run_folder import RunFolder, build_from_description, with_weights
 from mfd_fast.settings_io import lasting_settings
 from mfd_fast.sharing import shared_copy
 from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context, make_context
-from mfd_fast.training.distill import DistillTraining, SampleHook
+from mfd_fast.training.distill import DistillTraining, SampleHook, method_from, trained_roles
 from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
+from mfd_fast.training.requirements import check_derivative, check_settings, check_task
 from mfd_fast.training.roles import FullRoles, Roles
 from mfd_fast.types import Rows
 
+DEFAULT_NEEDS = Needs()
 GRID_SIDE = 10
 """Rows and columns of the sample grids."""
 
@@ -45,6 +48,8 @@ class Task:
     """How often each label occurs, for class-conditional teachers."""
     value_range: tuple[float, float] | None = None
     """Smallest and largest value of a picture; None for other data."""
+    samples: Rows | None = None
+    """Real samples ``[N, *sample_shape]`` beside the condition rows, for methods that need data."""
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, teacher: nn.Module) -> "Task":
@@ -58,6 +63,7 @@ class Task:
             None if negative is None else {name: value.cpu() for name, value in negative.items()},
             counts,
             dataset.value_range,
+            dataset.x,
         )
 
 
@@ -76,7 +82,8 @@ def distill(
     Args:
         teacher: ``teacher(x, t, **condition) -> velocity`` in the convention of `mfd_fast.path`; it is never changed.
         settings: of the run; its ``distill`` and ``run`` sections are used.
-        data: a data set, for its shape and labels, or a `Task`. No sample of it is looked at: the method needs none.
+        data: a data set, for its shape and labels, or a `Task`. Its samples are looked at only by methods that need
+            data; Mean Flow Distillation needs none.
         run: folder for logs, checkpoints, sample grids and the student; made if it is not there.
         resume: continue from the newest whole checkpoint of the folder, which must be there; "auto" starts without.
         factory: ``package.module:name`` that builds the teacher again, for one that is not of this package.
@@ -98,14 +105,20 @@ def distill(
         raise ValueError(f"{folder.path} already holds a distillation: pass resume=True, or choose another folder")
     task = data if isinstance(data, Task) else Task.from_dataset(data, teacher)
     check_fit(settings.distill, task, teacher)
+    needs = method_from(settings.distill).needs
+    check_settings(needs, settings.distill, context.world.size)
+    check_task(needs, settings.distill.method, teacher, task.samples, task.negative_condition)
     network = network_description(teacher, factory)
     if context.world.is_main and folder.has_network("teacher"):
         check_same_teacher(folder, teacher)
     seed = settings.run.seed
     frozen = frozen_copy(teacher, context)
-    roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0))
-    student = make_student(roles, task, settings.distill, context.device)
-    conditions = ConditionTable(task.conditions, task.negative_condition, seed)
+    roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0), needs)
+    student = make_student(roles, task, settings.distill, context.device, needs)
+    samples = task.samples if needs.data else None
+    conditions = ConditionTable(task.conditions, task.negative_condition, seed, samples)
+    if needs.derivative:
+        check_derivative(student, conditions, exact=settings.distill.precision == "float32")
     hook = grid_hook(folder, task, seed) if context.world.is_main and settings.distill.sample_every else None
     training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook)
     if context.world.is_main:
@@ -130,7 +143,7 @@ def distill(
         state = {name: value.clone() for name, value in roles.state_dict("student").items()}
     roles.load_state_dict("student", state)
     if context.world.is_main:
-        folder.write_network("student", state, student_description(network, task, settings.distill))
+        folder.write_network("student", state, student_description(network, task, settings.distill, needs))
     context.world.barrier()
     return student
 
@@ -157,10 +170,11 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         roles = LoRARoles(base.to(device), rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
         roles.load_state_dict("student", state)
         field: Any = roles.student
-    elif network is None:
-        field = network_from_description(description["network"], state).to(device)
     else:
-        field = with_weights(network, state).to(device)
+        # Students of versions before 0.2 have neither a second time nor a gamma.
+        second_time = bool(description.get("second_time", False))
+        built: Any = build_from_description(description["network"]) if network is None else network
+        field = with_weights(built.with_second_time() if second_time else built, state).to(device)
     counts, value_range = description["label_counts"], description["value_range"]
     return Student(
         autocast(field, PRECISIONS[description["precision"]]),
@@ -171,6 +185,8 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         device=torch.device(device),
         value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
         condition_names=tuple(description.get("condition_names", ())),
+        gamma=description.get("gamma", 0.0),
+        second_time=description.get("second_time", False),
     )
 
 
@@ -204,15 +220,30 @@ def frozen_copy(teacher: nn.Module, context: Context) -> nn.Module:
     return copied
 
 
-def make_roles(teacher: nn.Module, settings: DistillSettings, seed: int) -> Roles:
-    """Full copies or low-rank roles, as the settings want."""
+def make_roles(teacher: nn.Module, settings: DistillSettings, seed: int, needs: Needs = DEFAULT_NEEDS) -> Roles:
+    """Full copies or low-rank roles, as the settings want, of what the method trains."""
+    trained = trained_roles(needs)
     if settings.roles == "full":
-        return FullRoles(teacher)
+        return FullRoles(teacher, trained, student=student_start(teacher, needs, seed))
     targets: Sequence[str] | None = settings.lora_targets or None
-    return LoRARoles(teacher, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets, seed=seed % 2**31)
+    return LoRARoles(
+        teacher, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets, roles=trained, seed=seed % 2**31
+    )
 
 
-def make_student(roles: Roles, task: Task, settings: DistillSettings, device: torch.device) -> Student:
+def student_start(teacher: nn.Module, needs: Needs, seed: int) -> nn.Module:
+    """The network a student begins as: the teacher's or a random one, with a second time where the method needs it."""
+    start: Any = teacher
+    if needs.random_start:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            start = model_from_description(describe_model(start)).to(next(teacher.parameters()).device).eval()
+    return start.with_second_time() if needs.second_time else start  # type: ignore[no-any-return]
+
+
+def make_student(
+    roles: Roles, task: Task, settings: DistillSettings, device: torch.device, needs: Needs = DEFAULT_NEEDS
+) -> Student:
     """The student of a distillation."""
     return Student(
         autocast(roles.student, PRECISIONS[settings.precision]),
@@ -224,6 +255,8 @@ def make_student(roles: Roles, task: Task, settings: DistillSettings, device: to
         device,
         task.value_range,
         needed_conditions(task),
+        settings.student_gamma,
+        needs.second_time,
     )
 
 
@@ -242,7 +275,9 @@ def network_description(module: nn.Module, factory: str | None) -> dict[str, Any
     return {"class": path}
 
 
-def student_description(network: dict[str, Any], task: Task, settings: DistillSettings) -> dict[str, Any]:
+def student_description(
+    network: dict[str, Any], task: Task, settings: DistillSettings, needs: Needs = DEFAULT_NEEDS
+) -> dict[str, Any]:
     """What `load_student` needs to know, as JSON."""
     lora = {"rank": settings.lora_rank, "alpha": settings.lora_alpha, "targets": settings.lora_targets or None}
     return {
@@ -251,6 +286,8 @@ def student_description(network: dict[str, Any], task: Task, settings: DistillSe
         "lora": lora if settings.roles == "lora" else None,
         "steps": settings.student_steps,
         "shift": settings.student_shift,
+        "gamma": settings.student_gamma,
+        "second_time": needs.second_time,
         "precision": settings.precision,
         "sample_shape": list(task.sample_shape),
         "label_counts": None if task.label_counts is None else list(task.label_counts),

@@ -100,6 +100,13 @@ class Autocast:
         with torch.autocast(x.device.type, dtype=self.dtype):
             return self.field(x, t, **condition)
 
+    def features(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
+        """The features of the network, ``[B, feature_width]``, for networks that have them."""
+        network: Any = self.field
+        with torch.autocast(x.device.type, dtype=self.dtype):
+            found: Tensor = network.features(x, t, **condition)
+        return found
+
     @property
     def time_range(self) -> TimeRange | None:
         """The range of the field, if it declares one."""

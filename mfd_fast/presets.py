@@ -1,4 +1,4 @@
-"""Presets: named settings that runs start from."""
+"""Presets: named settings that runs start from; and the settings that come with a method of distillation."""
 
 from typing import Any
 
@@ -91,4 +91,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate.teacher_shift": 3.0,      "evaluate.batch_size": 28,      "run.threads": 1,
     },
 }
+
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vsd":       {"distill.times.law": "uniform",   "distill.times.low": 0.02,      "distill.times.high": 0.98},
+    "dmd2":      {"distill.times.law": "uniform",   "distill.times.low": 0.02,      "distill.times.high": 0.98,
+                  "distill.cycle_auxiliary": 5,     "distill.student_gamma": 1.0},
+    "senseflow": {"distill.times.law": "uniform",   "distill.times.low": 0.02,      "distill.times.high": 0.98,
+                  "distill.cycle_auxiliary": 5,     "distill.student_gamma": 1.0},
+    "cd":        {"distill.student_gamma": 1.0},
+    "meanflow":  {"distill.times.law": "uniform",   "distill.times.equal_share": 0.25},
+    "reflow":    {"distill.times.law": "uniform"},
+}
+"""By method the settings, dotted keys, that differ from the defaults; a preset, a file and ``--set`` lie above them."""
 # fmt: on

@@ -90,19 +90,21 @@ def network_from_description(description: dict[str, Any], tensors: dict[str, tor
     Raises:
         ValueError: the weights do not fit.
     """
-    module: nn.Module
+    return with_weights(build_from_description(description), tensors)
+
+
+def build_from_description(description: dict[str, Any]) -> nn.Module:
+    """A new network of this package or of the user's factory; ValueError if only the user's code can build it."""
     if "factory" in description:
         from mfd_fast.user_code import call_factory
 
-        module = call_factory(description["factory"])
-    elif "class" in description:
+        return call_factory(description["factory"])
+    if "class" in description:
         raise ValueError(
             f"only your code can build this run's {description['class']}: pass a module built as the teacher was "
             f"(load_student(run, network=...))"
         )
-    else:
-        module = model_from_description(description)
-    return with_weights(module, tensors)
+    return model_from_description(description)
 
 
 def with_weights(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:

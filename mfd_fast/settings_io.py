@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mfd_fast.config import Field, Section, SettingError, Settings, did_you_mean
-from mfd_fast.presets import PRESETS
+from mfd_fast.presets import METHOD_DEFAULTS, PRESETS
 
-OPTION_TABLES = ("model.options", "data.options")
+OPTIONS_OF = {"model.name": "model.options", "data.name": "data.options", "distill.method": "distill.method_options"}
+"""The key that chooses something, and the table of its options."""
+OPTION_TABLES = tuple(OPTIONS_OF.values())
 DEFAULT_PRESET = "demo"
 LONGEST_KEY = 200
 CHANGEABLE = (
@@ -48,16 +50,19 @@ class SettingLine(NamedTuple):
 def load_settings(preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     """The settings of a run: the preset, over it the TOML ``file``, over that the ``key=value`` texts.
 
-    Without ``preset`` the one that the file names is used, or "demo". A table of options in the file replaces the
-    table of the preset, ``model.options.width=64`` changes one entry, and a new ``model.name`` or ``data.name`` drops
+    Without ``preset`` the one that the file names is used, or "demo". Below all of them lie the defaults of the chosen
+    method (`mfd_fast.presets.METHOD_DEFAULTS`). A table of options in the file replaces the table of the preset,
+    ``model.options.width=64`` changes one entry, and a new ``model.name``, ``data.name`` or ``distill.method`` drops
     the options of the old one. ValueError names the key, what was expected and what came.
     """
     from_file = dict(_flatten_tables(_read_toml(file))) if file is not None else {}
     name = _preset_name(preset, from_file.get("preset"), file)
     values = dict(_flatten(Settings(preset=name)))
-    _apply(values, PRESETS[name])
-    _apply(values, from_file, f"{file}: ")
-    _apply(values, dict(_parse_override(text) for text in overrides))
+    layers = [(PRESETS[name], ""), (from_file, f"{file}: "), (dict(_parse_override(text) for text in overrides), "")]
+    chosen = [layer["distill.method"] for layer, _ in layers if "distill.method" in layer]
+    _apply(values, METHOD_DEFAULTS.get(str(chosen[-1]), {}) if chosen else {})
+    for layer, source in layers:
+        _apply(values, layer, source)
     return _build(Settings, values)
 
 
@@ -149,10 +154,10 @@ _SECTIONS = {key[:end] for key in _SETTINGS for end in range(len(key)) if key[en
 
 def _apply(values: dict[str, Any], changes: Mapping[str, Any], source: str = "") -> None:
     """Write ``changes`` over ``values`` in place; names first, because a new name drops the options of the old one."""
-    for key in sorted(changes, key=lambda key: not key.endswith(".name")):
+    for key in sorted(changes, key=lambda key: key not in OPTIONS_OF):
         value = changes[key]
-        if key in ("model.name", "data.name") and value != values[key]:
-            values[key.replace(".name", ".options")] = {}
+        if key in OPTIONS_OF and value != values[key]:
+            values[OPTIONS_OF[key]] = {}
         parent, _, name = key.rpartition(".")
         if parent in OPTION_TABLES:
             values[parent] = {**values[parent], name: value}

@@ -72,6 +72,10 @@ class RowDraws:
         values = torch.rand(self._share.total, generator=self._generator, dtype=torch.float32, device="cpu")
         return self._keep(values)
 
+    def integer(self, below: int) -> int:
+        """A number from 0 to ``below - 1``, the same for all rows of the batch."""
+        return int(torch.randint(below, (1,), generator=self._generator))
+
     def times(self, law: TimeLaw) -> Tensor:
         """Times of a law, ``[rows]``, on the CPU: what a rollout plans with stays where the plan is made."""
         self.t = self._part(law.sample(self._share.total, self._generator))

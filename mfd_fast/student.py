@@ -1,5 +1,7 @@
 """The student: a few-step generator, from noise to samples."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +16,10 @@ from mfd_fast.types import Condition, VelocityField
 
 @dataclass(frozen=True)
 class Student:
-    """Generates samples with one Euler step from noise to data, or a few.
+    """Generates samples with one step ``x - (t - r) field(x, t)`` from noise to data, or a few.
+
+    With ``gamma`` above 0 every step but the last goes beyond its end r and returns with fresh noise: to 0 for 1, as
+    consistency models do, and to ``r sqrt(1 - gamma^2)`` in between (consistency trajectory models, arXiv 2310.02279).
 
     Attributes:
         field: the student's velocity network.
@@ -25,6 +30,8 @@ class Student:
         label_counts: how often each label occurs in the training data, from which `sample` draws labels when it gets
             no condition; None without classes.
         device: where the network lives.
+        gamma: share of fresh noise between the steps, 0 (none) to 1.
+        second_time: whether the network gets the end r of its step, ``field(x, t, r=r)``.
         value_range: smallest and largest value of a picture, to which `sample` clips; None for other data.
         condition_names: conditions that `sample` must be given, because they come from data and cannot be drawn.
     """
@@ -38,33 +45,56 @@ class Student:
     device: torch.device | str = "cpu"
     value_range: tuple[float, float] | None = None
     condition_names: tuple[str, ...] = ()
+    gamma: float = 0.0
+    second_time: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.grad_steps is not None and not 1 <= self.grad_steps <= self.steps:
             raise ValueError(f"grad_steps must be None or lie in [1, steps={self.steps}], got {self.grad_steps}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
 
     def time_grid(self) -> list[float]:
         """The times of the steps from 1 (noise) to 0 (data), ``steps + 1`` numbers."""
         return [float(t) for t in shift_times(torch.linspace(1, 0, self.steps + 1, dtype=torch.float64), self.shift)]
 
-    def generate(self, noise: Tensor, condition: Condition, *, with_gradient: bool = False) -> Tensor:
+    def jump(self, x: Tensor, now: float, then: float, condition: Condition) -> Tensor:
+        """One step ``[B, *sample_shape]`` from ``x`` at time ``now`` to time ``then``."""
+        t, r = (torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device) for time in (now, then))
+        end = {"r": r} if self.second_time else {}
+        velocity = self.field(x, t, **first_rows(condition, x.shape[0]), **end).to(x.dtype)
+        return x - (now - then) * velocity
+
+    def generate(
+        self,
+        noise: Tensor,
+        condition: Condition,
+        *,
+        with_gradient: bool = False,
+        fresh: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """Samples ``[B, *sample_shape]`` float32 from ``noise`` of the same shape.
 
         Args:
             noise: standard normal.
             condition: rows of the network's condition.
             with_gradient: keep the graph of the last ``grad_steps`` steps.
+            fresh: draws the noise of a step, like ``noise``; asked for between the steps if ``gamma`` is above 0.
         """
         grid = self.time_grid()
         free = self.steps - (self.grad_steps or self.steps) if with_gradient else self.steps
         x = noise
         for index, (now, then) in enumerate(pairwise(grid)):
             with torch.set_grad_enabled(with_gradient and index >= free):
-                t = torch.full((x.shape[0],), now, dtype=torch.float32, device=x.device)
-                velocity = self.field(x, t, **first_rows(condition, x.shape[0])).to(x.dtype)
-                x = x - (now - then) * velocity
+                if self.gamma == 0 or then == 0:
+                    x = self.jump(x, now, then, condition)
+                    continue
+                if fresh is None:
+                    raise ValueError(f"gamma is {self.gamma}: a student of {self.steps} steps needs fresh noise")
+                beyond, kept, added = renoising(then, self.gamma)
+                x = kept * self.jump(x, now, beyond, condition) + added * fresh()
         return x
 
     def draw_condition(self, n: int, seed: int = 0) -> dict[str, Tensor]:
@@ -101,14 +131,29 @@ class Student:
             raise ValueError(f"n and batch_size must be positive, got n={n}, batch_size={batch_size}")
         rows = self.draw_condition(n, seed) if condition is None else map_tensors(condition, Tensor.cpu)
         check_rows("condition", rows, n, torch.device("cpu"))
-        noise = standard_normal((n, *self.sample_shape), make_generator(seed, "sample/noise"))
+        shape = (n, *self.sample_shape)
+        noise = standard_normal(shape, make_generator(seed, "sample/noise"))
+        between = range(1, self.steps if self.gamma > 0 else 1)
+        fresh = [standard_normal(shape, make_generator(seed, "sample/fresh", step)) for step in between]
         parts = []
         for first in range(0, n, batch_size):
-            index = torch.arange(first, min(first + batch_size, n))
-            part = map_tensors(select_rows(rows, index), self._to_device)
-            parts.append(self.generate(self._to_device(noise[first : first + batch_size]), part).cpu())
+            here = slice(first, first + batch_size)
+            part = map_tensors(select_rows(rows, torch.arange(n)[here]), self._to_device)
+            draws = (self._to_device(noise[here]) for noise in fresh)
+            parts.append(self.generate(self._to_device(noise[here]), part, fresh=draws.__next__).cpu())
         samples = torch.cat(parts)
         return samples if self.value_range is None else samples.clamp(*self.value_range)
 
     def _to_device(self, value: Tensor) -> Tensor:
         return value.to(self.device)
+
+
+def renoising(then: float, gamma: float) -> tuple[float, float, float]:
+    """How far beyond ``then`` a step goes, and the weights of its end and of fresh noise: ``x = kept x' + added e``.
+
+    The marginal of time ``then`` is met exactly. (The code of arXiv 2510.24474 adds ``1 - kept`` instead, which is the
+    same for gamma = 1 and too little noise in between.)
+    """
+    beyond = then * math.sqrt(1 - gamma**2)
+    kept = (1 - then) / (1 - beyond)
+    return beyond, kept, math.sqrt(then**2 - (kept * beyond) ** 2)

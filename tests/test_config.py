@@ -319,3 +319,25 @@ def test_every_default_passes_its_own_rule() -> None:
     for item in dataclasses.fields(DistillSettings):
         declared = Field.of(item.type)
         assert declared.accept(getattr(DistillSettings(), item.name)) == getattr(DistillSettings(), item.name)
+
+
+def test_a_method_brings_settings_that_lie_below_everything_else(tmp_path: Path) -> None:
+    assert load_settings().distill.cycle_auxiliary == 10
+    chosen = load_settings(overrides=["distill.method=dmd2"]).distill
+    assert (chosen.cycle_auxiliary, chosen.student_gamma, chosen.times.law) == (5, 1.0, "uniform")
+    over = load_settings(overrides=["distill.method=dmd2", "distill.cycle_auxiliary=7"]).distill
+    assert (over.cycle_auxiliary, over.student_gamma) == (7, 1.0)
+    file = tmp_path / "run.toml"
+    file.write_text('[distill]\nmethod = "dmd2"\ncycle_auxiliary = 3\n[distill.method_options]\ngan_weight = 0.5\n')
+    assert load_settings(file=file).distill.cycle_auxiliary == 3
+    assert load_settings(file=file).distill.method_options == {"gan_weight": 0.5}
+    other = load_settings(file=file, overrides=["distill.method=vsd"]).distill
+    assert other.method_options == {}, "another method has other options"
+    assert other.student_gamma == 0.0
+
+
+def test_options_of_a_method_survive_toml() -> None:
+    overrides = ["distill.method=senseflow", "distill.method_options.guidance_range=[2.0, 8.0]", "run.seed=4"]
+    settings = load_settings(overrides=overrides)
+    assert settings.distill.method_options == {"guidance_range": [2.0, 8.0]}
+    assert from_toml(to_toml(settings)) == settings

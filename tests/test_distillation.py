@@ -179,6 +179,8 @@ def test_a_finished_run_says_how_it_was_made(tmp_path: Path) -> None:
         "lora": None,
         "steps": 1,
         "shift": 1.0,
+        "gamma": 0.0,
+        "second_time": False,
         "precision": "float32",
         "sample_shape": [2],
         "label_counts": [2, 1, 1],

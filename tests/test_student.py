@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mfd_fast.closed_forms import Gaussian
 from mfd_fast.fields import autocast
 from mfd_fast.student import Student
 
@@ -205,3 +206,39 @@ def test_a_student_that_needs_data_says_so() -> None:
     with pytest.raises(ValueError, match="this student needs past, one row for each sample; got None"):
         student.sample(3)
     assert student.sample(3, {"past": torch.ones(3)}).tolist() == [[0.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
+def test_exact_maps_keep_the_law_whatever_share_of_fresh_noise(gamma: float) -> None:
+    """With the exact flow map of N(1.3, 0.6^2) any number of steps gives that law."""
+    law = Gaussian(1.3, 0.6)
+
+    def mean_velocity(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        return law.mean_velocity(x, t, r)
+
+    student = Student(mean_velocity, (1,), steps=4, gamma=gamma, second_time=True)
+    samples = student.sample(40_000, seed=3)
+    assert samples.mean().item() == pytest.approx(1.3, abs=0.01)
+    assert samples.std().item() == pytest.approx(0.6, abs=0.01)
+    one_step = Student(mean_velocity, (1,), second_time=True).sample(40_000, seed=3)
+    assert torch.allclose(samples, one_step, atol=1e-4) == (gamma == 0), "only fresh noise makes other samples"
+
+
+def test_fresh_noise_does_not_depend_on_the_batch_size() -> None:
+    student = Student(lambda x, t: 0.5 * x, (2,), steps=3, gamma=1.0)
+    assert torch.equal(student.sample(10, seed=1, batch_size=3), student.sample(10, seed=1))
+
+
+def test_full_renoising_is_the_loop_of_consistency_models() -> None:
+    noise, fresh = torch.randn(2, 8, 2)
+    student = Student(lambda x, t: x * t[:, None], (2,), steps=2, gamma=1.0)
+    data = noise - noise
+    expected = (0.5 * data + 0.5 * fresh) * (1 - 0.5 * 0.5)
+    torch.testing.assert_close(student.generate(noise, {}, fresh=lambda: fresh), expected)
+    with pytest.raises(ValueError, match=r"gamma is 1\.0: a student of 2 steps needs fresh noise"):
+        student.generate(noise, {})
+
+
+def test_a_gamma_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\], got 1.5"):
+        Student(lambda x, t: x, (2,), gamma=1.5)

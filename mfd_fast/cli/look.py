@@ -18,6 +18,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     info.add_argument("folder", metavar="RUN", type=Path, nargs="?", help="run folder")
     info.add_argument("--settings", action="store_true", help="every setting with type, default and meaning")
     info.add_argument("--presets", action="store_true", help="every preset with what it changes")
+    info.add_argument("--methods", action="store_true", help="every method with its options and defaults")
     info.set_defaults(run_command=run_info)
 
     recommend = commands.add_parser("recommend", help="the solver and step size that suit a run's teacher, by trial")
@@ -52,7 +53,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Print versions, names and, where asked, settings, presets or the state of a run."""
+    """Print versions, names and, where asked, settings, presets, methods or the state of a run."""
     from mfd_fast.presets import PRESETS
     from mfd_fast.settings_io import describe_settings
 
@@ -64,9 +65,24 @@ def run_info(options: argparse.Namespace) -> int:
             print(f"{name}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
     if options.folder is not None:
         _print_run(RunFolder(options.folder))
-    if not (options.settings or options.presets or options.folder):
+    if options.methods:
+        _print_methods()
+    if not (options.settings or options.presets or options.methods or options.folder):
         _print_names()
     return 0
+
+
+def _print_methods() -> None:
+    from mfd_fast.methods import METHODS
+    from mfd_fast.methods.base import OWN_OPTIONS
+    from mfd_fast.presets import METHOD_DEFAULTS
+
+    for name, method in METHODS.items():
+        print(f"{name}: {method.summary}")
+        for key, value in METHOD_DEFAULTS.get(name, {}).items():
+            print(f"    comes with {key} = {value!r}")
+        for line in method.Own.words():
+            print(f"    {OWN_OPTIONS}.{line}")
 
 
 def _print_names() -> None:
@@ -85,6 +101,8 @@ def _print_names() -> None:
         ("data", DATASETS),
     ):
         print(f"{title:8} {', '.join(names)}")
+    for name, method in METHODS.items():
+        print(f"method   {name:9} {method.summary}")
     print("versions " + ", ".join(f"{name} {version}" for name, version in versions().items()))
 
 

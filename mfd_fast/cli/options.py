@@ -88,14 +88,16 @@ def read_settings(options: argparse.Namespace) -> Settings:
 
 
 def check_names(settings: Settings) -> None:
-    """Raise ValueError for a model, method or solver that does not exist, before hours go into what comes first."""
-    from mfd_fast.methods import make_method
+    """Raise ValueError for a model, method, option or solver that does not exist, and for settings that do not fit the
+    method, before hours go into what comes first.
+    """
     from mfd_fast.models import model_class
     from mfd_fast.models.options import check_options
-    from mfd_fast.training.distill import method_options
+    from mfd_fast.training.distill import method_from
+    from mfd_fast.training.requirements import check_settings
 
     check_options(settings.model.name, model_class(settings.model.name), settings.model.options)
-    make_method(settings.distill.method, method_options(settings.distill))
+    check_settings(method_from(settings.distill).needs, settings.distill)
 
 
 def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:

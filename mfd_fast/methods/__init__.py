@@ -2,10 +2,28 @@
 
 from difflib import get_close_matches
 
+from mfd_fast.methods.ayf import AlignYourFlow
 from mfd_fast.methods.base import Method, MethodOptions
+from mfd_fast.methods.cd import ConsistencyDistillation
+from mfd_fast.methods.dmd2 import DistributionMatchingDistillation2
+from mfd_fast.methods.imm import InductiveMomentMatching
+from mfd_fast.methods.meanflow import MeanFlow
 from mfd_fast.methods.mfd import MeanFlowDistillation
+from mfd_fast.methods.reflow import Reflow
+from mfd_fast.methods.senseflow import SenseFlow
+from mfd_fast.methods.vsd import VariationalScoreDistillation
 
-METHODS: dict[str, type[Method]] = {"mfd": MeanFlowDistillation}
+METHODS: dict[str, type[Method]] = {
+    "mfd": MeanFlowDistillation,
+    "vsd": VariationalScoreDistillation,
+    "dmd2": DistributionMatchingDistillation2,
+    "senseflow": SenseFlow,
+    "cd": ConsistencyDistillation,
+    "ayf": AlignYourFlow,
+    "meanflow": MeanFlow,
+    "imm": InductiveMomentMatching,
+    "reflow": Reflow,
+}
 
 
 def make_method(name: str, options: MethodOptions) -> Method:

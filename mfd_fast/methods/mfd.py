@@ -14,34 +14,30 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from mfd_fast.mean_velocity import mean_velocity_pair
-from mfd_fast.methods.base import Actors, Loss, MethodOptions
+from mfd_fast.methods.base import Actors, Batch, Loss, Method, fresh_samples, spread
 from mfd_fast.path import conditional_velocity, interpolate
-from mfd_fast.streams import RowDraws
 from mfd_fast.types import Condition, Status, VelocityField
 
 NUM_TIME_BINS = 10
 
 
-class MeanFlowDistillation:
+class MeanFlowDistillation(Method):
     """The method of the package; see the module."""
 
-    def __init__(self, options: MethodOptions) -> None:
-        self.options = options
+    summary = "Mean Flow Distillation (arXiv 2606.11155): mean velocities of teacher and auxiliary; no data"
 
-    def auxiliary_loss(self, actors: Actors, draws: RowDraws, condition: Condition, data: Tensor) -> Loss:
+    def auxiliary_loss(self, actors: Actors, batch: Batch, samples: Tensor) -> Loss:
         """Flow matching of the auxiliary on fresh student samples."""
-        noise, t = draws.normal(actors.student.sample_shape), draws.times(self.options.auxiliary_law)
-        t = t.to(data.device, non_blocking=True)
-        return Loss(flow_matching_loss(actors.auxiliary, data, noise, t, condition), {})
+        noise, t = batch.draws.normal(actors.student.sample_shape), batch.draws.times(self.options.auxiliary_law)
+        t = t.to(samples.device, non_blocking=True)
+        return Loss(flow_matching_loss(actors.auxiliary, samples, noise, t, batch.condition), {})
 
-    def student_loss(
-        self, actors: Actors, draws: RowDraws, condition: Condition, negative_condition: Condition | None
-    ) -> Loss:
+    def student_loss(self, actors: Actors, batch: Batch) -> Loss:
         """The surrogate whose gradient is the paper's; the two mean velocities are constants."""
-        noise = draws.normal(actors.student.sample_shape)
-        path_noise = draws.normal(actors.student.sample_shape)
-        t, r = draws.pairs(self.options.pair_law, self.options.equal_share)
-        data = actors.student.generate(noise, condition, with_gradient=True)
+        noise = batch.draws.normal(actors.student.sample_shape)
+        path_noise = batch.draws.normal(actors.student.sample_shape)
+        t, r = batch.draws.pairs(self.options.pair_law, self.options.equal_share)
+        data = fresh_samples(actors, batch, noise, with_gradient=True)
         x_t = interpolate(data, path_noise, t.to(data.device, non_blocking=True))
         u_teacher, u_auxiliary, stats = mean_velocity_pair(
             actors.teacher,
@@ -50,8 +46,8 @@ class MeanFlowDistillation:
             x_t.detach().nan_to_num(0.0, 0.0, 0.0),
             t,
             r,
-            condition=condition,
-            negative_condition=negative_condition,
+            condition=batch.condition,
+            negative_condition=batch.negative_condition,
             guidance_scale=self.options.guidance_scale,
             return_stats=True,
             check_finite=False,
@@ -64,8 +60,7 @@ class MeanFlowDistillation:
             "velocity_gap_bins": rms_per_bin(gap, t, NUM_TIME_BINS),
             "evaluations": (stats.teacher.evaluations + stats.auxiliary.evaluations).double().mean(),
             "unfinished": (ended_early | ~gap.isfinite().flatten(1).all(1)).double().mean(),
-            "sample_mean": data.detach().mean(),
-            "sample_std": data.detach().std(),
+            **spread(data),
         }
         return Loss(surrogate_loss(x_t, gap), logs)
 

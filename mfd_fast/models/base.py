@@ -1,18 +1,29 @@
 """What every velocity network has in common: its shape, its classes, its options and the checks of its inputs."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from mfd_fast.models.embeddings import ConditionEmbedding
+
 
 class VelocityNetwork(nn.Module):
-    """A network ``model(x, t, label=None) -> velocity`` for samples of one shape.
+    """A network ``model(x, t, label=None, r=None) -> velocity`` for samples of one shape.
 
     ``x`` ``[B, *sample_shape]``, ``t`` ``[B]`` with 0 = data and 1 = noise, ``label`` int64 ``[B]``, where index
-    ``num_classes`` and None both mean no label.
+    ``num_classes`` and None both mean no label. ``r`` ``[B]`` is for networks that `with_second_time` made: they give
+    the mean velocity from t to r, and the velocity where r is None or t.
+
+    ``model.features(x, t, label=None)`` is a description ``[B, feature_width]`` of the sample for a discriminator.
     """
+
+    condition: ConditionEmbedding
+    """Embedding of the times and the label."""
+    feature_width: int
+    """Size of `features`."""
 
     sample_shape: tuple[int, ...]
     """Shape of one sample, without the batch."""
@@ -31,6 +42,12 @@ class VelocityNetwork(nn.Module):
     def num_features(self) -> int:
         """Numbers in one sample."""
         return math.prod(self.sample_shape)
+
+    def with_second_time(self) -> "VelocityNetwork":
+        """A copy with the same weights that takes a second time r, which changes nothing until it is trained."""
+        copied = copy.deepcopy(self)
+        copied.condition.add_second_time()
+        return copied
 
     def check_inputs(self, x: Tensor, t: Tensor) -> None:
         """Raise ValueError unless ``x`` is ``[B, *sample_shape]`` and ``t`` is ``[B]``."""

@@ -66,16 +66,28 @@ class DiT(VelocityNetwork):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, qk_norm, attention) for _ in range(depth))
         self.modulation = zero_linear(width, 2 * width)
         self.leave = zero_linear(width, patch_features)
+        self.feature_width = width
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The velocity ``[B, C, H, W]`` at ``x`` ``[B, C, H, W]``, ``t`` ``[B]``, ``label`` ``[B]``."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """The velocity ``[B, C, H, W]`` at ``x`` ``[B, C, H, W]``, ``t``, ``label`` and ``r`` ``[B]``."""
         self.check_inputs(x, t)
-        condition = self.condition(t, label, x.dtype)
-        tokens = self.enter(to_patches(x, self.grid)) + self.position  # [B, L, width]
-        for block in self.blocks:
-            tokens = block(tokens, condition)
+        condition = self.condition(t, label, x.dtype, r)
+        tokens = self._tokens(x, condition, len(self.blocks))
         scale, shift = self.modulation(condition).chunk(2, dim=1)
         return from_patches(self.leave(modulated_norm(tokens, scale, shift)), self.grid, self.sample_shape)
+
+    def features(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The mean of the normed tokens after the first half of the blocks, ``[B, width]``."""
+        self.check_inputs(x, t)
+        tokens = self._tokens(x, self.condition(t, label, x.dtype), (len(self.blocks) + 1) // 2)
+        return functional.layer_norm(tokens, tokens.shape[2:], eps=1e-6).mean(1)
+
+    def _tokens(self, x: Tensor, condition: Tensor, blocks: int) -> Tensor:
+        """Tokens ``[B, L, width]`` after the first ``blocks`` blocks."""
+        tokens: Tensor = self.enter(to_patches(x, self.grid)) + self.position
+        for block in self.blocks[:blocks]:
+            tokens = block(tokens, condition)
+        return tokens
 
 
 class Block(nn.Module):

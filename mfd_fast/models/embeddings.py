@@ -12,20 +12,25 @@ LOWEST_FREQUENCY = 1.0
 HIGHEST_FREQUENCY = 100.0
 """Radians per unit of time. The lowest moves slowly over [0, 1]; the highest tells times 0.01 apart from each other
 and bounds the derivative by time, which a rollout with steps of 0.001 to 0.1 has to follow."""
+GAP_FREQUENCY = 6.0
+GAP_FEATURES = 32
+"""Highest frequency, and number, of the features of a second time. They enter the targets of flow maps through their
+derivative by time, so they are slower than those of t."""
 
 
 class TimeFeatures(nn.Module):
     """Fourier features ``[sin(w t), cos(w t)]`` of a time in [0, 1], w geometric (positional encoding, Vaswani 2017).
 
     Computed in float32 (float64 for float64 times) even inside a bfloat16 module, because bfloat16 cannot tell apart
-    times closer than 0.004. The derivative of every feature by time is at most `HIGHEST_FREQUENCY`.
+    times closer than 0.004. The derivative of every feature by time is at most ``highest``.
     """
 
     angular: Tensor
     phase: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, highest: float = HIGHEST_FREQUENCY) -> None:
         super().__init__()
+        self.highest = highest
         if features < 2 or features % 2:
             raise ValueError(f"time_features must be an even number of at least 2, got {features}")
         self.features = features
@@ -33,7 +38,7 @@ class TimeFeatures(nn.Module):
 
     def _fill(self, device: torch.device) -> None:
         half = self.features // 2
-        logs = torch.linspace(math.log(LOWEST_FREQUENCY), math.log(HIGHEST_FREQUENCY), half, device=device)
+        logs = torch.linspace(math.log(LOWEST_FREQUENCY), math.log(self.highest), half, device=device)
         angular = logs.float().exp()
         phase = torch.zeros(self.features, dtype=torch.float32, device=device)
         phase[half:] = math.pi / 2
@@ -80,7 +85,12 @@ class LabelEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Time and label to one vector ``[B, width]``: ``silu(W2 silu(W1 features(t) + embedding(label)))``."""
+    """Time and label to one vector ``[B, width]``: ``silu(W2 silu(W1 features(t) + embedding(label)))``.
+
+    `add_second_time` gives it a second time r, as ``W3 slow(t - r)`` inside the inner sum, with W3 zero at first.
+    """
+
+    second_time: nn.Linear | None
 
     def __init__(self, width: int, num_classes: int | None, time_features: int) -> None:
         super().__init__()
@@ -88,11 +98,28 @@ class ConditionEmbedding(nn.Module):
         self.time_in = nn.Linear(time_features, width)
         self.label = None if num_classes is None else LabelEmbedding(num_classes, width)
         self.out = nn.Linear(width, width)
+        self.second_time = None
 
-    def forward(self, t: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """``t`` ``[B]``, ``label`` int64 ``[B]`` or None, to ``[B, width]``; the module computes in ``dtype``."""
+    def add_second_time(self) -> None:
+        """Take a second time from now on; at first it changes nothing."""
+        self.gap_features = TimeFeatures(GAP_FEATURES, GAP_FREQUENCY).to(self.out.weight.device)
+        layer = nn.Linear(GAP_FEATURES, self.out.in_features)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        self.second_time = layer.to(self.out.weight)
+
+    def forward(self, t: Tensor, label: Tensor | None, dtype: torch.dtype, r: Tensor | None = None) -> Tensor:
+        """``t`` ``[B]``, ``label`` int64 ``[B]`` or None, to ``[B, width]``; the module computes in ``dtype``.
+
+        ``r`` ``[B]`` is the second time of a module that has one; None means r = t.
+        """
         features: Tensor = self.time_features(t)
         hidden: Tensor = self.time_in(features.to(dtype))
+        if self.second_time is not None:
+            gap: Tensor = self.gap_features(torch.zeros_like(t) if r is None else t - r)
+            hidden = hidden + self.second_time(gap.to(dtype))
+        elif r is not None:
+            raise ValueError("r was given to a network with one time; network.with_second_time() makes one with two")
         if label is not None:
             self._check_label(label, len(t))
         if self.label is not None:

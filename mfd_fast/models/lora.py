@@ -90,7 +90,7 @@ class RoleField:
         """What computes the rows, a `mfd_fast.models.row_groups.GroupedNetwork` or a copy of one."""
         self.role = role
         """Name of the role, None for the teacher."""
-        for name in ("time_range", "sample_shape", "num_classes"):
+        for name in ("time_range", "sample_shape", "num_classes", "feature_width"):
             if hasattr(backbone.module, name):
                 setattr(self, name, getattr(backbone.module, name))
 
@@ -115,6 +115,16 @@ class RoleField:
     def with_network(self, network: Callable[..., Tensor]) -> "RoleField":
         """The same role computed by ``network``, a copy of the present one (`mfd_fast.types.OnNetwork`)."""
         return RoleField(self._backbone, self.role, network)
+
+    def features(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
+        """The features of the module with this role's adapter, for modules that have a method ``features``."""
+        network: Any = self._backbone.network
+        self._backbone.rows.assign([(self.role, len(x))])
+        try:
+            found: Tensor = network.features(x, t, **condition)
+        finally:
+            self._backbone.rows.clear()
+        return found
 
     def evaluate_groups(self, groups: list[RowGroup]) -> list[Tensor]:
         """Velocities of groups of rows, each for its own field of this backbone, from one forward.

@@ -54,17 +54,25 @@ class MLP(VelocityNetwork):
         self.block_out = nn.ModuleList(nn.Linear(block_width, width) for _ in range(depth))
         self.leave = zero_linear(width, self.num_features)
         self.skip = zero_linear(condition_width, self.num_features)
+        self.feature_width = width
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The velocity ``[B, *sample_shape]`` at ``x`` ``[B, *sample_shape]``, ``t`` ``[B]``, ``label`` ``[B]``."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """The velocity ``[B, *sample_shape]`` at ``x`` ``[B, *sample_shape]``, ``t``, ``label`` and ``r`` ``[B]``."""
         self.check_inputs(x, t)
-        condition = self.condition(t, label, x.dtype)
+        condition = self.condition(t, label, x.dtype, r)
+        velocity: Tensor = self.leave(self._hidden(x, condition))
+        return torch.addcmul(velocity, self.skip(condition), x.flatten(1)).reshape(x.shape)
+
+    def features(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The hidden state before the last layer, ``[B, width]``."""
+        self.check_inputs(x, t)
+        return self._hidden(x, self.condition(t, label, x.dtype))
+
+    def _hidden(self, x: Tensor, condition: Tensor) -> Tensor:
         modulation = self.modulation(condition).chunk(2 * len(self.block_in), dim=1)
-        flat = x.flatten(1)
-        hidden = self.enter(flat)
+        hidden = self.enter(x.flatten(1))
         blocks = zip(self.block_in, self.block_out, modulation[::2], modulation[1::2], strict=True)
         for block_in, block_out, scale, shift in blocks:
             inner = block_in(functional.layer_norm(hidden, hidden.shape[1:]))
             hidden = hidden + block_out(functional.silu(torch.addcmul(inner + shift, inner, scale)))
-        velocity: Tensor = self.leave(functional.layer_norm(hidden, hidden.shape[1:]))
-        return torch.addcmul(velocity, self.skip(condition), flat).reshape(x.shape)
+        return functional.layer_norm(hidden, hidden.shape[1:])

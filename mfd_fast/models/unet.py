@@ -65,11 +65,27 @@ class UNet(VelocityNetwork):
         self.up = nn.ModuleList(up_stages(widths, skips, blocks_per_level, set(attention_levels), settings))
         self.leave_norm = group_norm(widths[0])
         self.leave = zero_conv(widths[0], self.sample_shape[0])
+        self.feature_width = middle
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """The velocity ``[B, C, H, W]`` at ``x`` ``[B, C, H, W]``, ``t`` ``[B]``, ``label`` ``[B]``."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """The velocity ``[B, C, H, W]`` at ``x`` ``[B, C, H, W]``, ``t``, ``label`` and ``r`` ``[B]``."""
         self.check_inputs(x, t)
-        condition = self.condition(t, label, x.dtype)
+        condition = self.condition(t, label, x.dtype, r)
+        hidden, skips = self._bottleneck(x, condition)
+        for stage in self.up:
+            hidden = torch.cat([hidden, skips.pop()], dim=1) if stage.takes_skip else hidden
+            hidden = stage(hidden, condition)
+        velocity: Tensor = self.leave(functional.silu(self.leave_norm(hidden)))
+        return velocity
+
+    def features(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The mean over the pixels of the normed bottleneck, ``[B, its channels]``."""
+        self.check_inputs(x, t)
+        hidden, _ = self._bottleneck(x, self.condition(t, label, x.dtype))
+        return functional.layer_norm(hidden.flatten(2).transpose(1, 2), hidden.shape[1:2]).mean(1)
+
+    def _bottleneck(self, x: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The hidden state after the middle, and the skip connections on the way to it."""
         hidden = self.enter(x)
         skips = [hidden]
         for stage in self.down:
@@ -77,11 +93,7 @@ class UNet(VelocityNetwork):
             skips.append(hidden)
         for stage in self.middle:
             hidden = stage(hidden, condition)
-        for stage in self.up:
-            hidden = torch.cat([hidden, skips.pop()], dim=1) if stage.takes_skip else hidden
-            hidden = stage(hidden, condition)
-        velocity: Tensor = self.leave(functional.silu(self.leave_norm(hidden)))
-        return velocity
+        return hidden, skips
 
 
 def down_stages(

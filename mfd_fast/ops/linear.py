@@ -1,7 +1,8 @@
 """``x W^T + b`` in float32 on the CPU by oneDNN, where torch itself calls MKL.
 
 On many AMD processors oneDNN's float32 matrix product is about twice as fast; on others MKL is faster.
-`why_not_onednn` measures it once. The products of its derivative go through oneDNN too.
+`why_not_onednn` measures it once. The products of its derivative go through oneDNN too. It has no forward-mode
+derivative: `OneDNNLinear` keeps tangents away from it, which torch would drop without a word.
 """
 
 import functools
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 PROBE_SHAPES = ((64, 256, 256), (512, 256, 256))
@@ -66,10 +68,15 @@ class OneDNNLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``[..., in]`` to ``[..., out]``."""
-        fits = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        fits = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32 and not _has_tangent(x)
         fits = fits and not torch.is_autocast_enabled("cpu")  # which casts for torch's own products only
         result: Tensor = (onednn_linear if fits else linear_reference)(x, self.weight, self.bias)
         return result
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """Whether ``x`` is part of a forward-mode derivative."""
+    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
 
 
 @functools.cache

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfd_fast.config import DistillSettings
 from mfd_fast.fields import autocast
-from mfd_fast.methods import MethodOptions, make_method
-from mfd_fast.methods.base import Actors, Loss
+from mfd_fast.methods import Method, MethodOptions, make_method
+from mfd_fast.methods.base import Actors, Batch, Loss, Needs
 from mfd_fast.partial_guidance import check_savings
 from mfd_fast.rollout.compiled import compiled_field, measured_choices
 from mfd_fast.rollout.execute import pair_options
@@ -22,10 +22,11 @@ from mfd_fast.training.checkpoint import Checkpoint
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.culprit import Culprit, find_culprit
+from mfd_fast.training.discriminator import make_discriminator
 from mfd_fast.training.ema import WeightAverage
 from mfd_fast.training.loop import Update
-from mfd_fast.training.optimizing import PRECISIONS, RoleOptimizer
-from mfd_fast.training.roles import TRAINED, Roles
+from mfd_fast.training.optimizing import PRECISIONS, RoleOptimizer, UpdateReport
+from mfd_fast.training.roles import Roles
 from mfd_fast.training.samples import SamplesAhead
 from mfd_fast.training.step import Updates, Work, make_updates
 from mfd_fast.training.teacher import law_from
@@ -80,24 +81,37 @@ class DistillTraining:
         context: Context,
         on_samples: SampleHook | None = None,
     ) -> None:
-        self.cycle = Cycle(settings.cycle_auxiliary, settings.cycle_student)
+        self._method = method_from(settings)
+        needs = self._method.needs
+        self.cycle = Cycle(settings.cycle_auxiliary, settings.cycle_student) if needs.auxiliary else Cycle(0, 1)
         self.total_updates = self.cycle.total(settings.student_updates)
         self._settings, self._seed, self._context = settings, seed, context
         self._roles, self._student, self._conditions = roles, student, conditions
-        self._method = make_method(settings.method, method_options(settings))
         self._on_samples = on_samples
+        self._trained = trained_roles(needs)
         dtype = PRECISIONS[settings.precision]
         self._shares = context.shares(settings.batch_size, settings.accumulation)
-        teacher, auxiliary = autocast(roles.teacher, dtype), autocast(roles.auxiliary, dtype)
-        updates = self._make_updates(auxiliary)
+        fields = {"teacher": autocast(roles.teacher, dtype)}
+        fields["auxiliary"] = autocast(roles.auxiliary, dtype) if needs.auxiliary else fields["teacher"]
+        updates = self._make_updates(fields["auxiliary"])
         self.compiled = updates.compiled
         """Whether updates are compiled."""
+        self._discriminator = make_discriminator(fields, needs.discriminator, seed, context.device)
+        self.average = self._make_average(settings.ema_decay)
+        self._target = self._make_average(needs.target_decay)
+        slow = nullcontext if self._target is None else self._target.applied
         # Each role is compiled where it is trained; rollouts choose for themselves how to run the auxiliary.
         self._actors = {
-            "auxiliary": Actors(teacher, updates.auxiliary, student),
-            "student": Actors(teacher, auxiliary, replace(student, field=updates.student)),
+            "auxiliary": Actors(fields["teacher"], updates.auxiliary, student, self._discriminator),
+            "student": Actors(
+                fields["teacher"],
+                fields["auxiliary"],
+                replace(student, field=updates.student),
+                self._discriminator,
+                slow,
+            ),
         }
-        self._plain_actors = Actors(teacher, auxiliary, student)
+        self._plain_actors = Actors(fields["teacher"], fields["auxiliary"], student, self._discriminator, slow)
         self._samples = SamplesAhead(
             self._generate,
             student.sample_shape,
@@ -108,31 +122,43 @@ class DistillTraining:
             seed=seed,
             device=context.device,
         )
-        totals = {"student": settings.student_updates}
-        totals["auxiliary"] = self.total_updates - settings.student_updates
-        chosen = {"auxiliary": settings.auxiliary_optimizer, "student": settings.student_optimizer}
-        self._optimizers = {
-            role: RoleOptimizer(
-                roles.parameters(role),
-                chosen[role],
-                total_updates=totals[role],
-                precision=settings.precision,
-                world=context.world,
-            )
-            for role in TRAINED
+        self._optimizers = {role: self._make_optimizer(role) for role in self._trained}
+        if self._discriminator is not None:
+            self._optimizers["discriminator"] = self._make_optimizer("discriminator")
+
+    def _make_average(self, decay: float) -> WeightAverage | None:
+        return WeightAverage(self._roles.parameters("student"), decay) if decay > 0 else None
+
+    def _make_optimizer(self, part: str) -> RoleOptimizer:
+        """The optimiser of a role or of the discriminator, which is updated together with the auxiliary."""
+        settings, of_student = self._settings, self._settings.student_updates
+        chosen = {
+            "student": settings.student_optimizer,
+            "auxiliary": settings.auxiliary_optimizer,
+            "discriminator": settings.discriminator_optimizer,
         }
-        self.average = (
-            WeightAverage(roles.parameters("student"), settings.ema_decay) if settings.ema_decay > 0 else None
+        return RoleOptimizer(
+            self._parameters(part),
+            chosen[part],
+            total_updates=of_student if part == "student" else self.total_updates - of_student,
+            precision=settings.precision,
+            world=self._context.world,
         )
+
+    def _parameters(self, part: str) -> list[nn.Parameter]:
+        if part == "discriminator":
+            assert self._discriminator is not None, "only a method with a discriminator asks for its weights"
+            return list(self._discriminator.head.parameters())
+        return self._roles.parameters(part)
 
     def _make_updates(self, auxiliary: VelocityField) -> Updates:
         share, device = self._shares[0], self._context.device
         x = torch.zeros(share.rows, *self._student.sample_shape, dtype=torch.float32, device=device)
         return make_updates(
-            self._settings.compile,
+            self._settings.compile if "auxiliary" in self._trained else "off",
             auxiliary,
             self._student.field,
-            {role: self._roles.parameters(role) for role in TRAINED},
+            {role: self._roles.parameters(role) for role in self._trained},
             Work(self.total_updates * len(self._shares), x, self._conditions.draw(0, share, device)),
             lambda words: print(f"{self.title}: {words}", flush=True) if self._context.world.is_main else None,
         )
@@ -146,28 +172,59 @@ class DistillTraining:
     def run_update(self, update: int) -> Update:
         """One update of the role whose turn it is."""
         role = self.cycle.role(update)
-        optimizer = self._optimizers[role]
         parts = []
         for loss in self._losses(update):
-            optimizer.backward(loss.value, len(self._shares))
+            if loss.discriminator is not None:
+                self._optimizers["discriminator"].backward(loss.discriminator, len(self._shares), keep_graph=True)
+            self._optimizers[role].backward(loss.value, len(self._shares))
             parts.append({"loss": loss.value.detach(), **loss.logs})
-        report = optimizer.step()
+        report = self._step(role)
         if role == "student":
-            self._samples.forget()
-            if self.average is not None:
-                self.average.update(optimizer.updates, report.skipped)
+            self._after_student_update(report.skipped)
         logs = {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
         return Update(role, report, logs.pop("loss"), logs)
 
+    def _step(self, role: str) -> UpdateReport:
+        report = self._optimizers[role].step()
+        if role == "auxiliary" and self._discriminator is not None:
+            report = report._replace(skipped=report.skipped | self._optimizers["discriminator"].step().skipped)
+        return report
+
+    def _after_student_update(self, skipped: Tensor) -> None:
+        """The averages take the new weights in; the method may move others."""
+        self._samples.forget()
+        for average in self._averages().values():
+            average.update(self._optimizers["student"].updates, skipped)
+        auxiliary = self._roles.parameters("auxiliary") if "auxiliary" in self._trained else []
+        self._method.after_student_update(auxiliary, self._roles.parameters("student"))
+
     def _losses(self, update: int) -> Iterator[Loss]:
         """The losses of the backward passes of an update, one at a time."""
-        if self.cycle.role(update) == "auxiliary":
-            for draws, condition, data in self._samples.take(update):
-                yield self._method.auxiliary_loss(self._actors["auxiliary"], draws, condition, data)
+        if self.cycle.role(update) == "student":
+            for share in self._shares:
+                batch = self._batch(update, share, *self._draw(update, share))
+                yield self._method.student_loss(self._actors["student"], batch)
             return
-        actors, negative = self._actors["student"], self._conditions.negative(self._context.device)
-        for share in self._shares:
-            yield self._method.student_loss(actors, *self._draw(update, share), negative)
+        actors = self._actors["auxiliary"]
+        if self._student.steps > 1 and self._student.gamma > 0:  # samples that are more than a function of one noise
+            for share in self._shares:
+                batch = self._batch(update, share, *self._draw(update, share))
+                with torch.no_grad():
+                    samples = self._method.samples(actors, batch)
+                yield self._method.auxiliary_loss(actors, batch, samples)
+            return
+        for share, (draws, condition, samples) in zip(self._shares, self._samples.take(update), strict=True):
+            yield self._method.auxiliary_loss(actors, self._batch(update, share, draws, condition), samples)
+
+    def _batch(self, update: int, share: Share, draws: RowDraws, condition: Condition) -> Batch:
+        device = self._context.device
+        return Batch(
+            draws,
+            condition,
+            self._conditions.negative(device),
+            self._conditions.samples(update, share, device),
+            self.cycle.student_updates(update) / max(1, self._settings.student_updates),
+        )
 
     def _draw(self, update: int, share: Share) -> tuple[RowDraws, Condition]:
         """The random numbers and the condition of a share of the batch of an update."""
@@ -177,20 +234,19 @@ class DistillTraining:
 
     def _share_loss(self, update: int, share: Share) -> tuple[Tensor, RowDraws]:
         """The loss of any rows of an update's batch, computed apart from the others and never compiled."""
-        draws, condition = self._draw(update, share)
-        if self.cycle.role(update) == "auxiliary":
-            with torch.no_grad():
-                data = self._student.generate(draws.normal(self._student.sample_shape), condition)
-            return self._method.auxiliary_loss(self._plain_actors, draws, condition, data).value, draws
-        negative = self._conditions.negative(self._context.device)
-        return self._method.student_loss(self._plain_actors, draws, condition, negative).value, draws
+        batch = self._batch(update, share, *self._draw(update, share))
+        if self.cycle.role(update) == "student":
+            return self._method.student_loss(self._plain_actors, batch).value, batch.draws
+        with torch.no_grad():
+            samples = self._method.samples(self._plain_actors, batch)
+        return self._method.auxiliary_loss(self._plain_actors, batch, samples).value, batch.draws
 
     def find_culprit(self, update: int) -> Culprit:
         """The first sample of this process's share whose loss or gradient is not finite."""
         parameters = [
             (f"{index} of the {role}", value)
-            for role in TRAINED
-            for index, value in enumerate(self._roles.parameters(role))
+            for role in self._optimizers
+            for index, value in enumerate(self._parameters(role))
         ]
         return find_culprit(self._shares, parameters, partial(self._share_loss, update))
 
@@ -223,27 +279,33 @@ class DistillTraining:
         return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Both trained roles, their optimisers and the student's average."""
-        groups = {role: self._roles.state_dict(role) for role in TRAINED}
-        groups |= {f"optimizer_{role}": self._optimizers[role].tensors() for role in TRAINED}
-        if self.average is not None:
-            groups["student_average"] = self.average.tensors()
-        return groups
+        """The trained roles, a discriminator, their optimisers and the student's averages."""
+        groups = {role: self._roles.state_dict(role) for role in self._trained}
+        if self._discriminator is not None:
+            groups["discriminator"] = dict(self._discriminator.head.state_dict())
+        groups |= {f"optimizer_{part}": optimizer.tensors() for part, optimizer in self._optimizers.items()}
+        return groups | {name: average.tensors() for name, average in self._averages().items()}
+
+    def _averages(self) -> dict[str, WeightAverage]:
+        named = {"student_average": self.average, "target_average": self._target}
+        return {name: average for name, average in named.items() if average is not None}
 
     def numbers(self) -> dict[str, Any]:
         """The optimisers' counters."""
-        return {role: self._optimizers[role].numbers() for role in TRAINED}
+        return {part: optimizer.numbers() for part, optimizer in self._optimizers.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; ValueError names what it lacks."""
         checkpoint.require(self.tensors())
-        for role in TRAINED:
+        for role in self._trained:
             self._roles.load_state_dict(role, checkpoint.tensors[role])
-            numbers = checkpoint.state["training"][role]
-            self._optimizers[role].load(checkpoint.tensors[f"optimizer_{role}"], numbers)
+        if self._discriminator is not None:
+            self._discriminator.head.load_state_dict(checkpoint.tensors["discriminator"])
+        for part, optimizer in self._optimizers.items():
+            optimizer.load(checkpoint.tensors[f"optimizer_{part}"], checkpoint.state["training"][part])
         self._samples.forget()
-        if self.average is not None:
-            self.average.load(checkpoint.tensors["student_average"])
+        for name, average in self._averages().items():
+            average.load(checkpoint.tensors[name])
 
     def _every(self, done: int, interval: int) -> bool:
         """Whether update ``done`` completed a multiple of ``interval`` student updates."""
@@ -267,4 +329,15 @@ def method_options(settings: DistillSettings) -> MethodOptions:
         equal_share=settings.times.equal_share,
         auxiliary_law=law_from(settings.auxiliary_times),
         rollout=rollout,
+        own=settings.method_options,
     )
+
+
+def method_from(settings: DistillSettings) -> Method:
+    """The method of a distillation; ValueError for a name or an option that is none."""
+    return make_method(settings.method, method_options(settings))
+
+
+def trained_roles(needs: Needs) -> tuple[str, ...]:
+    """The roles that a method with these needs trains."""
+    return ("auxiliary", "student") if needs.auxiliary else ("student",)

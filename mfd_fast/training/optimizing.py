@@ -63,13 +63,14 @@ class RoleOptimizer:
         self._scaler = torch.amp.GradScaler(device, enabled=precision == "float16")
         self.updates = 0
 
-    def backward(self, loss: Tensor, accumulation: int) -> None:
-        """Add the gradient of one of ``accumulation`` parts of the batch.
+    def backward(self, loss: Tensor, accumulation: int, *, keep_graph: bool = False) -> None:
+        """Add the gradient of one of ``accumulation`` parts of the batch; weights of other roles get none.
 
         A loss that is not finite makes its gradient NaN in every process, so the update is skipped by all.
         """
         seed = torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
-        torch.autograd.backward(self._scaler.scale(loss / accumulation), seed)
+        scaled = self._scaler.scale(loss / accumulation)
+        torch.autograd.backward(scaled, seed, retain_graph=keep_graph, inputs=self._parameters)
 
     def step(self) -> UpdateReport:
         """Average, unscale, clip and apply the gradient; forget it. Non-finite gradients change no weight.

@@ -1,7 +1,7 @@
 """Teacher, auxiliary and student: three networks, or one frozen backbone with low-rank roles."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -44,12 +44,21 @@ class Roles(Protocol):
 
 
 class FullRoles:
-    """Auxiliary and student are full copies of the teacher, in float32 or wider; the teacher is never changed."""
+    """Auxiliary and student are full copies of the teacher, in float32 or wider; the teacher is never changed.
 
-    def __init__(self, teacher: nn.Module) -> None:
+    Args:
+        teacher: the frozen teacher.
+        trained: the roles to make; without "auxiliary" that field is the teacher itself.
+        student: what the student begins as, if not as the teacher.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, trained: Sequence[str] = TRAINED, *, student: nn.Module | None = None
+    ) -> None:
         self.teacher = teacher
-        self.auxiliary = _trainable_copy(teacher)
-        self.student = _trainable_copy(teacher)
+        self.auxiliary = _trainable_copy(teacher) if "auxiliary" in trained else teacher
+        self.student = _trainable_copy(teacher if student is None else student)
+        self._trained = tuple(trained)
 
     def parameters(self, role: str) -> list[nn.Parameter]:
         """The trained weights of a role."""
@@ -68,8 +77,8 @@ class FullRoles:
 
     def _module(self, role: str) -> nn.Module:
         modules = {"auxiliary": self.auxiliary, "student": self.student}
-        if role not in modules:
-            raise ValueError(f"role must be one of {', '.join(TRAINED)}, got {role!r}")
+        if role not in self._trained:
+            raise ValueError(f"role must be one of {', '.join(self._trained)}, got {role!r}")
         return modules[role]
 
 

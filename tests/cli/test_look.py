@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mfd_fast.closed_forms import Gaussian
+from mfd_fast.methods import METHODS
 from mfd_fast.presets import PRESETS
 from mfd_fast.settings_io import describe_settings
 
@@ -54,6 +55,15 @@ def test_info_presets_shows_what_each_changes(cli: Any) -> None:
     result = cli("info", "--presets")
     assert [line.partition(":")[0] for line in result.out.splitlines()] == list(PRESETS)
     assert "teacher.updates=400000" in result.out
+
+
+def test_info_methods_shows_options_and_what_comes_with_them(cli: Any) -> None:
+    result = cli("info", "--methods")
+    assert [line.partition(":")[0] for line in result.out.splitlines() if not line.startswith(" ")] == list(METHODS)
+    assert "    comes with distill.student_gamma = 1.0\n" in result.out
+    assert "    distill.method_options.weight = 'velocity': weight of v_T - v_A over t (one of 'kl', " in result.out
+    short = cli("info").out.splitlines()
+    assert [line.split()[1] for line in short if line.startswith("method  ")] == list(METHODS)
 
 
 def test_info_of_a_run(cli: Any, finished: Path) -> None:

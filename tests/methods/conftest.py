@@ -1,11 +1,13 @@
 """Designed noise: expectations over two normals as finite sums without sampling error."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mfd_fast.closed_forms import Gaussian
 from mfd_fast.intervals import TimeLaw
 from mfd_fast.streams import RowDraws, Share, make_generator
 
@@ -45,3 +47,73 @@ def designed_draws() -> Callable[..., RowDraws]:
         return DesignedDraws(t, r, side)
 
     return make
+
+
+class Affine(nn.Module):
+    """A velocity network whose one Euler step from noise is ``a + b z``."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x - (self.a + self.b * x)
+
+    def law(self) -> Gaussian:
+        """The exact auxiliary."""
+        return Gaussian(self.a.item(), abs(self.b.item()))
+
+
+class GaussianMap(nn.Module):
+    """The mean velocity of the flow of N(mean, std^2) as a network with two weights; without r it ends at 0 or at t."""
+
+    def __init__(self, mean: float, std: float, end: float | None = None) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
+        self.log_std = nn.Parameter(torch.tensor(std, dtype=torch.float64).log())
+        self.end = end
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+        r = (t if self.end is None else torch.full_like(t, self.end)) if r is None else r
+        t, r, variance = t[:, None], r[:, None], (2 * self.log_std).exp()
+        sigma_t, sigma_r = ((1 - t) ** 2 * variance + t**2).sqrt(), ((1 - r) ** 2 * variance + r**2).sqrt()
+        slope = (t + r - variance * (2 - t - r)) / (sigma_t * (sigma_t + sigma_r))
+        return -self.mean + slope * (x - (1 - t) * self.mean)
+
+    def values(self) -> tuple[float, float]:
+        """Mean and standard deviation."""
+        return self.mean.item(), self.log_std.exp().item()
+
+
+class DoubleDraws(RowDraws):
+    """Random draws in float64."""
+
+    def __init__(self, rows: int, seed: int = 0) -> None:
+        super().__init__(make_generator(seed, "test"), Share(rows, 0, rows), torch.device("cpu"))
+
+    def normal(self, sample_shape: tuple[int, ...]) -> Tensor:
+        return super().normal(sample_shape).double()
+
+    def uniform(self) -> Tensor:
+        return super().uniform().double()
+
+    def times(self, law: TimeLaw) -> Tensor:
+        return super().times(law).double()
+
+    def pairs(self, law: TimeLaw, equal_share: float) -> tuple[Tensor, Tensor]:
+        t, r = super().pairs(law, equal_share)
+        return t.double(), r.double()
+
+
+class Toys(NamedTuple):
+    """Networks of a few weights that contain the truth, and draws."""
+
+    affine: type[Affine] = Affine
+    gaussian_map: type[GaussianMap] = GaussianMap
+    double_draws: type[DoubleDraws] = DoubleDraws
+
+
+@pytest.fixture(scope="session")
+def toys() -> Toys:
+    """See `Toys`."""
+    return Toys()

@@ -11,7 +11,7 @@ from mfd_fast import mean_velocity
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.intervals import LogitNormal, Uniform
 from mfd_fast.methods import METHODS, MethodOptions, make_method
-from mfd_fast.methods.base import Actors
+from mfd_fast.methods.base import Actors, Batch
 from mfd_fast.methods.mfd import MeanFlowDistillation, flow_matching_loss, rms_per_bin, surrogate_loss
 from mfd_fast.models import build_model
 from mfd_fast.models.lora import LoRARoles
@@ -49,7 +49,7 @@ def student_loss(affine: Affine, draws: RowDraws, **rollout: Any) -> Tensor:
     """The loss of a student update with an exact auxiliary."""
     method = MeanFlowDistillation(MethodOptions(rollout=rollout or {"solver": "rk4", "steps": 16}))
     actors = Actors(Gaussian(MEAN, STD), affine.law(), Student(affine, (1,)))
-    return method.student_loss(actors, draws, {}, None).value
+    return method.student_loss(actors, Batch(draws, {})).value
 
 
 def slope(std: float, t: Tensor, r: Tensor) -> Tensor:
@@ -215,9 +215,9 @@ def test_only_the_updated_role_gets_a_gradient(kind: str, role: str) -> None:
     method = MeanFlowDistillation(MethodOptions(rollout={"step_size": 0.5}))
     draws = RowDraws(make_generator(0, "test"), Share(8, 0, 8), CPU)
     if role == "student":
-        loss = method.student_loss(actors, draws, {}, None)
+        loss = method.student_loss(actors, Batch(draws, {}))
     else:
-        loss = method.auxiliary_loss(actors, draws, {}, torch.randn(8, 2))
+        loss = method.auxiliary_loss(actors, Batch(draws, {}), torch.randn(8, 2))
     torch.autograd.backward(loss.value)
     other = "auxiliary" if role == "student" else "student"
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -232,7 +232,7 @@ def test_auxiliary_loss_is_flow_matching_on_fresh_student_samples() -> None:
     draws = RowDraws(make_generator(0, "test"), Share(64, 0, 64), CPU)
     student = Student(affine, (1,))
     samples = student.generate(draws.normal((1,)), {})
-    actual = method.auxiliary_loss(Actors(field, field, student), draws, {}, samples).value
+    actual = method.auxiliary_loss(Actors(field, field, student), Batch(draws, {}), samples).value
     same = RowDraws(make_generator(0, "test"), Share(64, 0, 64), CPU)
     data, noise, t = 0.5 + 2.0 * same.normal((1,)), same.normal((1,)), same.times(Uniform())
     x_t = (1 - t[:, None]) * data + t[:, None] * noise
@@ -255,7 +255,7 @@ def test_auxiliary_is_not_guided_and_the_teacher_is() -> None:
     method = MeanFlowDistillation(MethodOptions(guidance_scale=2.0, rollout={"steps": 1}))
     draws = RowDraws(make_generator(0, "test"), Share(3, 0, 3), CPU)
     negative = {"label": torch.tensor([9])}
-    loss = method.student_loss(actors, draws, {"label": torch.tensor([0, 1, 2])}, negative)
+    loss = method.student_loss(actors, Batch(draws, {"label": torch.tensor([0, 1, 2])}, negative))
     assert sorted(seen["teacher"]) == [0, 1, 2, 9, 9, 9]
     assert sorted(seen["auxiliary"]) == [0, 1, 2]
     assert loss.logs["evaluations"].item() == 3
@@ -279,10 +279,10 @@ def test_loss_of_a_batch_is_the_mean_of_its_rows(role: str, sample_shape: tuple[
         draws = RowDraws(make_generator(0, "test"), Share(batch, first, rows), CPU)
         condition = {"label": label[first : first + rows]}
         if role == "student":
-            value = method.student_loss(actors, draws, condition, {"label": torch.tensor([5])}).value
+            value = method.student_loss(actors, Batch(draws, condition, {"label": torch.tensor([5])})).value
         else:
             data = actors.student.generate(draws.normal(sample_shape), condition)
-            value = method.auxiliary_loss(actors, draws, condition, data).value
+            value = method.auxiliary_loss(actors, Batch(draws, condition), data).value
         gradients = torch.autograd.grad(value, roles.parameters(role))
         return value.item(), torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -317,7 +317,7 @@ def test_gap_per_time_bin() -> None:
 
 def test_unknown_method_names_the_nearest() -> None:
     assert isinstance(make_method("mfd", MethodOptions()), METHODS["mfd"])
-    with pytest.raises(ValueError, match=r"method must be one of mfd, got 'mdf'; did you mean 'mfd'\?"):
+    with pytest.raises(ValueError, match=r"method must be one of mfd, vsd, .*, got 'mdf'; did you mean 'mfd'\?"):
         make_method("mdf", MethodOptions())
     with pytest.raises(ValueError, match=r"got 'zzz'$"):
         make_method("zzz", MethodOptions())
