@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "mlp_bindings.hpp"
 #include "rollout_plan.hpp"
 #include "step_controller.hpp"
 
@@ -141,4 +142,5 @@ PYBIND11_MODULE(_core, module) {
              "Put rows of these lengths into slots, longest first; returns (order, slot, begin, live).");
   define_tabulate<float>(module);
   define_tabulate<double>(module);
+  mfd_fast::define_mlp_rollout(module);
 }

@@ -1,5 +1,6 @@
 """Types of the compiled core; see csrc/bindings.cpp."""
 
+from array import array
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -8,8 +9,34 @@ from numpy.typing import NDArray
 
 Real = TypeVar("Real", np.float32, np.float64)
 
-HAS_OPENMP: bool
+MLPRollout = tuple[
+    array[int],  # widths of slots
+    array[int],  # operations
+    int,  # how many of them are of time
+    int,  # slot of the output
+    array[int],  # address and stride of each input of each group
+    int,  # groups
+    int,  # address and stride of the guidance scales
+    int,
+    int,  # rows
+    int,  # addresses of x, t, r, host_t, host_r
+    int,
+    int,
+    int,
+    int,
+    float,  # step size, or 0
+    int,  # fixed steps
+    int,  # most steps, or -1
+    bool,  # of two steps
+    int,  # addresses of displacement, mean velocity, counts
+    int,
+    int,
+]
 
+HAS_OPENMP: bool
+MLP_LANES: list[int]
+
+def mlp_rollout(rollouts: list[MLPRollout], *, threads: int, lanes: int = 0) -> bool: ...
 def advance(
     t: NDArray[Real],
     step: NDArray[Real],

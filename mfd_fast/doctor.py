@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mfd_fast import native
 from mfd_fast.closed_forms import Gaussian
+from mfd_fast.fields import sequential_mlp
 from mfd_fast.mean_velocity import mean_velocity
 from mfd_fast.models.attention import why_unavailable
-from mfd_fast.ops import launchers
+from mfd_fast.ops import launchers, mlp_rollout
 from mfd_fast.ops.step_control import advance_reference
 from mfd_fast.rollout.execute import RUNNERS
 from mfd_fast.rollout.runners import PREPARE, WHY_NOT
@@ -63,6 +64,7 @@ def examine() -> list[Check]:
         Check("torch", True, f"{torch.__version__}, {_cuda_build()}"),
         *_devices(),
         _core(),
+        _fused(),
         _threads(),
         _triton(),
         _cuda_graphs(),
@@ -128,6 +130,16 @@ def _core() -> Check:
         remedy = "" if "MFD_FAST_CORE" in why else "; reinstall with a C++17 compiler to get it"
         return Check("C++ core", False, f"{why}; the Python definitions run instead{remedy}")
     return Check("C++ core", True, f"mfd_fast._core, {'with' if core.HAS_OPENMP else 'without'} OpenMP")
+
+
+def _fused() -> Check:
+    core = native.core() if _core().active else None
+    if core is None:
+        return Check("fused MLP rollouts", False, "they need the C++ core")
+    lanes = max(core.MLP_LANES)
+    return Check(
+        "fused MLP rollouts", True, f"runner='fused', vectors of {lanes} floats; mfd_fast.warmup tells if faster"
+    )
 
 
 def _threads() -> Check:
@@ -305,6 +317,24 @@ def _controller(device: torch.device, width: int) -> float:
     return worst
 
 
+def _fused_rollout(device: torch.device) -> float | None:
+    """A linear field as a network of two layers against the product that Euler steps are in closed form."""
+    if mlp_rollout.why_unavailable(device) is not None:
+        return None
+    x, t, r = _intervals(device, torch.float32)
+    first, last = torch.nn.Linear(9, 16), torch.nn.Linear(16, 8)
+    with torch.no_grad():
+        for tensor in (first.weight, first.bias, last.weight, last.bias):
+            tensor.zero_()
+        first.weight[:8, :8] = 2 * torch.eye(8)
+        last.weight[:, :8] = 0.25 * torch.eye(8)
+    network = torch.nn.Sequential(first, torch.nn.Identity(), last)
+    actual = mean_velocity(sequential_mlp(network.to(device)), x, t, r, steps=10, runner="fused")
+    width = (r - t).double()[:, None]
+    expected = x.double() * ((1 + 0.05 * width) ** 10 - 1) / width
+    return _relative_rms(actual, expected)
+
+
 class SelfTest(NamedTuple):
     """An error that can be measured on a device (None: not measurable here) and the bound that it must keep."""
 
@@ -325,6 +355,7 @@ SELF_TESTS: dict[str, SelfTest] = {
     "midpoint, step size 0.05": SelfTest(lambda device: _fixed_steps(device, "midpoint"), 1e-4),
     "rk4, step size 0.05": SelfTest(lambda device: _fixed_steps(device, "rk4"), 2e-6),
     "bosh3, tolerance 1e-6": SelfTest(lambda device: _adaptive(device, 1e-6), 1e-5),
+    "euler, 10 steps, fused": SelfTest(_fused_rollout, 1e-5, "no fused rollouts on this device"),
     "step control, C++": SelfTest(_core_controller, 1e-12, "the C++ core is off"),
     "step control, Triton": SelfTest(_triton_controller, 1e-12, "no Triton kernels on this device"),
 }

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mfd_fast.ops.mlp_program import NotAnMLP, ProgramBuilder, Slot, activation_name
 from mfd_fast.path import expand_times
 from mfd_fast.types import RowGroup, SharedBackbone, VelocityField
 
@@ -85,6 +86,65 @@ class from_noise_prediction:
     def time_range(self) -> TimeRange | None:
         """The range of the field, if it declares one."""
         return time_range_of(self.field)
+
+
+@dataclass(frozen=True)
+class sequential_mlp:
+    """A velocity from an nn.Sequential that takes state and time side by side: ``v(x, t) = field([x, t])``.
+
+    Rollouts of it can be fused (``runner="fused"``) if it consists of Linears and activations. The state is flattened,
+    and may have any shape.
+
+    Args:
+        field: takes ``[n, F + 1]`` and gives ``[n, F]``; with ``condition`` it takes ``[n, F + 1 + C]``.
+        time: "append" puts the time behind the state, "prepend" before it.
+        condition: the name of a condition ``[B or 1, C]`` that is put behind both; None for no condition.
+        condition_width: its width C.
+
+    Raises ValueError where the arguments do not fit together.
+    """
+
+    field: nn.Sequential
+    time: str = "append"
+    condition: str | None = None
+    condition_width: int = 0
+
+    def __post_init__(self) -> None:
+        if self.time not in ("append", "prepend"):
+            raise ValueError(f"time must be 'append' or 'prepend', got {self.time!r}")
+        if (self.condition is None) != (self.condition_width == 0):
+            raise ValueError(
+                "condition and condition_width go together, "
+                f"got condition={self.condition!r}, condition_width={self.condition_width}"
+            )
+
+    def __call__(self, x: Tensor, t: Tensor, /, **condition: Tensor) -> Tensor:
+        """The velocity ``[B, ...]`` at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
+        if condition.keys() != ({self.condition} - {None}):
+            raise ValueError(f"the condition must be {self.condition!r}, got {', '.join(condition) or 'none'}")
+        flat, time = x.flatten(1), t[:, None].to(x.dtype)
+        parts = [flat, time] if self.time == "append" else [time, flat]
+        parts += [value.expand(len(x), -1) for value in condition.values()]
+        velocity: Tensor = self.field(torch.cat(parts, 1))
+        return velocity.view(x.shape)
+
+    def mlp_program(self, build: ProgramBuilder) -> Slot:
+        """The layers for fused rollouts; NotAnMLP names a layer that is none of theirs."""
+        if type(self.field) is not nn.Sequential:
+            raise NotAnMLP(f"the network is a {type(self.field).__name__}, not an nn.Sequential")
+        parts = [build.state, build.time] if self.time == "append" else [build.time, build.state]
+        if self.condition is not None:
+            parts.append(build.vector(self.condition, self.condition_width))
+        hidden = build.concatenate(parts)
+        spare: list[Slot] = []
+        for layer in self.field:
+            if isinstance(layer, nn.Linear):
+                into = next((slot for slot in spare if slot.width == layer.out_features), None)
+                spare = [hidden]
+                hidden = build.linear(hidden, layer, into=into)
+            else:
+                hidden = build.activation(hidden, activation_name(layer))
+        return hidden
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Mean velocities and end states of velocity fields, with an interval of its own for every row of a batch."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +13,14 @@ from mfd_fast.partial_guidance import NegativeVelocities, PartlyGuided, check_sa
 from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import RolloutOptions, pair_options
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
+from mfd_fast.rollout.fused import integrate_quickly
 from mfd_fast.rollout.problem import Problem
-from mfd_fast.rollout.result import Rollout
-from mfd_fast.rollout.runners import Choice, choose_runner
+from mfd_fast.rollout.result import Rollout, SuccessfulRollout
+from mfd_fast.rollout.runners import Choice, choose_pair, choose_runner
 from mfd_fast.types import Condition, RolloutStats, Status, VelocityField
+
+_options = functools.lru_cache(maxsize=64, typed=True)(RolloutOptions)
+"""`RolloutOptions` of positional arguments; the same ones are checked once."""
 
 
 class PairStats(NamedTuple):
@@ -86,9 +91,10 @@ def mean_velocity(
             evaluations, change the result and read from the device once an evaluation; `mfd_fast.recommend` measures
             what they cost.
         field_dtype: dtype in which the field gets x (default: the dtype of x); its output is cast up.
-        runner: "eager" is the definition; "compiled" runs a compiled copy of the field that shares its weights;
-            "captured" replays CUDA graphs, which contain the numbers that the network's attributes had when they were
-            recorded; "auto" does what `mfd_fast.warmup` has found fastest, and never compiles or records by itself.
+        runner: "eager" is the definition; "compiled" runs a compiled copy of the field that shares its weights; "fused"
+            runs all steps of an MLP (euler, ab2; float32) in one call; "captured" replays CUDA graphs, which contain
+            the numbers that the network's attributes had when they were recorded; "auto" does what `mfd_fast.warmup`
+            has found fastest, and never compiles or records by itself.
         differentiable: back-propagate through the solver; otherwise the result is a constant.
         return_stats: also return a `RolloutStats`, and report rows that failed there instead of raising.
         check_finite: False leaves it to the caller to look for NaN and infinity in the result of fixed steps; on CUDA
@@ -105,12 +111,12 @@ def mean_velocity(
 
     Source: Mean Flow Distillation, arXiv 2606.11155; the field evaluations are those of its integral.
     """
-    options = RolloutOptions(
+    options = _options(
         step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable, max_rows
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
-    problem = _problem(field, x, t, r, options, condition, guidance)
-    rollout, stats = _run(problem, options, return_stats, check_finite)
+    arguments = (field, x, t, r, options, condition, guidance)
+    rollout, stats = _run_quickly(*arguments) or _run(_problem(*arguments), options, return_stats, check_finite)
     return (rollout.mean_velocity, stats) if return_stats else rollout.mean_velocity
 
 
@@ -144,14 +150,14 @@ def integrate(
         ``[B, ...]`` in float32 (float64 when x is float64); for a row that ended early the state it reached. With
         ``return_stats`` a tuple of that and the statistics.
     """
-    options = RolloutOptions(
+    options = _options(
         step_size, steps, solver, rtol, atol, max_evaluations, field_dtype, runner, differentiable, max_rows
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
-    problem = _problem(field, x, t, r, options, condition, guidance)
-    rollout, stats = _run(problem, options, return_stats, check_finite)
+    arguments = (field, x, t, r, options, condition, guidance)
+    rollout, stats = _run_quickly(*arguments) or _run(_problem(*arguments), options, return_stats, check_finite)
     with torch.set_grad_enabled(options.with_gradient):
-        end = problem.x + rollout.displacement
+        end = x.to(rollout.displacement.dtype) + rollout.displacement
     return (end, stats) if return_stats else end
 
 
@@ -222,8 +228,10 @@ def mean_velocity_pair(
     both = paired(teacher, auxiliary, guided=first.cost == 2)
     if both is not None and other == options and options.fixed_steps and plain and max_evaluations is None:
         return _run_as_one_batch(both, first, second, options, return_stats, check_finite)
-    teacher_rollout, teacher_stats = _run(first, options, return_stats, check_finite)
-    auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats, check_finite)
+    raise_deferred()
+    choices = choose_pair(first, options, second, other)
+    teacher_rollout, teacher_stats = _run(first, options, return_stats, check_finite, choices[0])
+    auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats, check_finite, choices[1])
     velocities = (teacher_rollout.mean_velocity, auxiliary_rollout.mean_velocity)
     return (*velocities, PairStats(teacher_stats, auxiliary_stats)) if return_stats else velocities
 
@@ -256,8 +264,28 @@ def _problem(
     return Problem(guided, arguments, state, times, field_dtype, cost)
 
 
+def _run_quickly(
+    field: VelocityField,
+    x: Any,
+    t: Any,
+    r: Any,
+    options: RolloutOptions,
+    condition: Condition | None,
+    guidance: Guidance,
+) -> tuple[Rollout, RolloutStats] | None:
+    """The rollout of the plainest arguments of `_problem` by the fused runner, or None."""
+    if guidance.interval is not None or guidance.every != 1:
+        return None
+    quick = integrate_quickly(field, x, t, r, options, condition, guidance.negative_condition, guidance.scale)
+    if quick is None:
+        return None
+    rollout, cost, reason = quick
+    evaluations = rollout.calls if cost == 1 else rollout.calls * cost
+    return rollout, RolloutStats(evaluations, rollout.steps, rollout.status, "fused", reason, None)
+
+
 def _run(
-    problem: Problem, options: RolloutOptions, return_stats: bool, check_finite: bool
+    problem: Problem, options: RolloutOptions, return_stats: bool, check_finite: bool, choice: Choice | None = None
 ) -> tuple[Rollout, RolloutStats]:
     """The rollout and its statistics; without ``return_stats`` a row that failed is an error."""
     raise_deferred()
@@ -265,9 +293,11 @@ def _run(
         rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
         choice = Choice(problem, "eager", "the batch is empty")
         return _finish(Rollout(nothing, nothing, rows, rows, rows), None, choice, rows)
-    choice = choose_runner(problem, options)
+    choice = choice or choose_runner(problem, options)
     rollout = choice.run(choice.problem, options)
     evaluations = _evaluations(choice.problem, rollout, return_stats)
+    if isinstance(rollout, SuccessfulRollout):
+        return _finish(rollout, None, choice, evaluations)
     if not check_finite:
         if not return_stats:
             _raise_unless_successful(rollout, None)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mfd_fast.mean_velocity import mean_velocity, mean_velocity_pair
+from mfd_fast.ops.mlp_program import DescribesItself
+from mfd_fast.ops.mlp_rollout import why_unavailable
 from mfd_fast.rollout.captured import why_not_captured
 from mfd_fast.rollout.compiled import Measured, NotCompilable, compiled_field, network_of, remember
 from mfd_fast.rollout.identity import Unknown, identity_of
@@ -20,7 +22,11 @@ STEPS = 8
 REPEATS = 5
 GAIN = 1.05
 """How many times faster than eager a runner must be to be chosen."""
-WORDS = {"compiled": "the compiled copy is", "captured": "recorded evaluations are"}
+WORDS = {
+    "compiled": "the compiled copy is",
+    "fused": "the fused rollout is",
+    "captured": "recorded evaluations are",
+}
 
 
 class WarmupReport(NamedTuple):
@@ -108,6 +114,8 @@ def _candidates(fields: list[VelocityField], device: torch.device) -> tuple[list
         found.append("compiled")
     except NotCompilable as why:
         reasons.append(str(why))
+    if why_unavailable(device) is None and all(isinstance(field, DescribesItself) for field in fields):
+        found.append("fused")
     if why_not_captured(device) is None:
         try:
             for field in fields:
@@ -149,7 +157,7 @@ def _choose(fields: list[VelocityField], seconds: dict[str, float], rows: int, c
 def _remember(fields: list[VelocityField], measured: Measured | None) -> None:
     for field in fields:
         module = network_of(field)
-        assert module is not None, "a field that was compiled or recorded has a network"
+        assert module is not None, "a field that a runner other than eager can run has a network"
         remember(module, measured)
 
 

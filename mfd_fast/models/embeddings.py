@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mfd_fast.ops.mlp_program import NotAnMLP, ProgramBuilder, Slot
+
 LOWEST_FREQUENCY = 1.0
 HIGHEST_FREQUENCY = 100.0
 """Radians per unit of time. The lowest moves slowly over [0, 1]; the highest tells times 0.01 apart from each other
@@ -125,6 +127,16 @@ class ConditionEmbedding(nn.Module):
         if self.label is not None:
             hidden = hidden + self.label(label)
         return functional.silu(self.out(functional.silu(hidden)))
+
+    def mlp_program(self, build: ProgramBuilder) -> Slot:
+        """`forward` for fused rollouts; the label is the condition ``label``."""
+        if self.second_time is not None:
+            raise NotAnMLP("the network has a second time")
+        features = build.fourier(build.time, self.time_features, "angular", "phase")
+        hidden = build.linear(features, self.time_in)
+        if self.label is not None:
+            hidden = build.add(hidden, build.gather("label", self.label, "weight", self.label.num_classes))
+        return build.activation(build.linear(build.activation(hidden, "silu"), self.out), "silu")
 
     def _check_label(self, label: Tensor, rows: int) -> None:
         if self.label is None:

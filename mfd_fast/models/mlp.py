@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from mfd_fast.models.base import VelocityNetwork, checked_count, zero_linear
 from mfd_fast.models.embeddings import ConditionEmbedding
+from mfd_fast.ops.mlp_program import ProgramBuilder, Slot
 
 
 class MLP(VelocityNetwork):
@@ -76,3 +77,18 @@ class MLP(VelocityNetwork):
             inner = block_in(functional.layer_norm(hidden, hidden.shape[1:]))
             hidden = hidden + block_out(functional.silu(torch.addcmul(inner + shift, inner, scale)))
         return functional.layer_norm(hidden, hidden.shape[1:])
+
+    def mlp_program(self, build: ProgramBuilder) -> Slot:
+        """`forward` for fused rollouts (`mfd_fast.ops.mlp_program`)."""
+        condition = self.condition.mlp_program(build)
+        modulation = build.linear(condition, self.modulation)
+        hidden = build.linear(build.state, self.enter)
+        normed = inner = update = None
+        for block, (block_in, block_out) in enumerate(zip(self.block_in, self.block_out, strict=True)):
+            normed = build.layer_norm(hidden, into=normed)
+            inner = build.linear(normed, block_in, into=inner)
+            build.modulate(inner, modulation, 2 * block * inner.width, (2 * block + 1) * inner.width)
+            update = build.linear(build.activation(inner, "silu"), block_out, into=update)
+            hidden = build.add(hidden, update)
+        velocity = build.linear(build.layer_norm(hidden, into=normed), self.leave)
+        return build.multiply_add(velocity, build.linear(condition, self.skip), build.state)

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from mfd_fast import native
 from mfd_fast.sharing import shared_copy
 from mfd_fast.types import OnNetwork, VelocityField
 
@@ -158,6 +159,9 @@ def remembered(field: VelocityField) -> Measured | None:
 
 def measured_choices(runner: str, device: torch.device) -> dict[str, object]:
     """What a runner decides by measuring, and what two runs must therefore agree in to give the same bits."""
+    core = native.core() if runner == "fused" and device.type == "cpu" else None
+    if core is not None:
+        return {"vectors of fused rollouts": max(core.MLP_LANES)}
     if runner != "compiled" or device.type != "cpu":
         return {}
     from mfd_fast.ops.linear import why_not_onednn

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from mfd_fast.rollout.table import Intervals
 from mfd_fast.solvers import Solver, TorchdiffeqSolver, get_solver
 from mfd_fast.step_control import AdaptiveSteps, FixedSteps
 
-RUNNERS = ("auto", "eager", "compiled", "captured")
+RUNNERS = ("auto", "eager", "compiled", "fused", "captured")
 GENEROUS_EVALUATIONS = 10_000
 """Evaluations of an adaptive row if the caller sets no limit."""
 
@@ -78,6 +79,11 @@ class RolloutOptions:
     def with_gradient(self) -> bool:
         """Whether results carry a graph: asked for, and not inside ``torch.no_grad()``."""
         return self.differentiable and torch.is_grad_enabled()
+
+    @cached_property
+    def fixed(self) -> FixedSteps:
+        """The step control of fixed steps."""
+        return FixedSteps(self.step_size, self.steps)
 
     def adaptive_steps(self) -> AdaptiveSteps:
         """The step control of an adaptive solver; ``step_size`` is its maximum step."""

@@ -1,4 +1,4 @@
-"""Who executes a rollout: the definition, the same loop around a compiled copy of the field, or recorded evaluations.
+"""Who executes a rollout: the definition, that loop around a compiled copy, one fused call, or recorded evaluations.
 
 `PREPARE` is the list of runners; `choose_runner` decides between them.
 """
@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import torch
 
+from mfd_fast.ops.mlp_program import NotAnMLP
+from mfd_fast.ops.mlp_rollout import why_unavailable
 from mfd_fast.rollout.captured import NotCapturable, prepare_captured, why_not_captured
 from mfd_fast.rollout.compiled import NotCompilable, compiled_field, remembered
 from mfd_fast.rollout.execute import RolloutOptions, execute
+from mfd_fast.rollout.fused import PreparedFused, run_fused
 from mfd_fast.rollout.problem import Problem
 from mfd_fast.rollout.result import Rollout
 
@@ -54,6 +57,21 @@ def choose_runner(problem: Problem, options: RolloutOptions) -> Choice:
     return Choice(problem, "eager", reason)
 
 
+def choose_pair(
+    first: Problem, first_options: RolloutOptions, second: Problem, second_options: RolloutOptions
+) -> tuple[Choice, Choice]:
+    """The runners of two rollouts; where both are fused they are one call."""
+    choices = choose_runner(first, first_options), choose_runner(second, second_options)
+    prepared = [choice.run for choice in choices if isinstance(choice.run, PreparedFused)]
+    if len(prepared) < 2 or not len(first.x):
+        return choices
+    try:
+        one, other = run_fused(prepared)
+    except IndexError:  # one after the other, which says what has no such row
+        return choices
+    return choices[0]._replace(run=lambda *_: one), choices[1]._replace(run=lambda *_: other)
+
+
 def _eager(problem: Problem, _: RolloutOptions, reason: str) -> Choice:
     return Choice(problem, "eager", reason)
 
@@ -67,6 +85,13 @@ def _compiled(problem: Problem, options: RolloutOptions, reason: str) -> Choice:
         raise NotPossible(str(why)) from why
 
 
+def _fused(problem: Problem, options: RolloutOptions, reason: str) -> Choice:
+    try:
+        return Choice(problem, "fused", reason, PreparedFused(problem, options))
+    except NotAnMLP as why:
+        raise NotPossible(str(why)) from why
+
+
 def _captured(problem: Problem, options: RolloutOptions, reason: str) -> Choice:
     try:
         return Choice(problem, "captured", reason, prepare_captured(problem, options).run)
@@ -77,11 +102,13 @@ def _captured(problem: Problem, options: RolloutOptions, reason: str) -> Choice:
 PREPARE: dict[str, Callable[[Problem, RolloutOptions, str], Choice]] = {
     "eager": _eager,
     "compiled": _compiled,
+    "fused": _fused,
     "captured": _captured,
 }
 """What makes a problem ready for each runner, given the reason for it; NotPossible where it cannot."""
 
 WHY_NOT: dict[str, Callable[[torch.device], str | None]] = {
+    "fused": why_unavailable,
     "captured": why_not_captured,
 }
 """Why a runner can execute nothing on a device, or None; runners that are not here run on all."""

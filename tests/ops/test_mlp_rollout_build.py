@@ -1,0 +1,55 @@
+"""The kernel of the fused MLP rollout compiles for every supported GPU, within its registers. No GPU is needed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# One build serves all tests of this file, so one worker runs them.
+pytestmark = [
+    pytest.mark.xdist_group("mlp-rollout-build"),
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
+]
+CAPABILITIES = [80, 86, 89, 90, 100, 120]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("build")
+    target = folder / "built.json"
+    environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
+    environment.pop("TRITON_INTERPRET", None)
+    program = Path(__file__).with_name("build_mlp_rollout.py")
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program), str(target)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(target.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_no_register_is_spilled(built: list[dict[str, Any]], capability: int) -> None:
+    (one,) = (one for one in built if one["capability"] == capability and not one["starved"])
+    assert (one["stack"], one["local"]) == (0, 0), one
+
+
+def test_spills_would_be_seen(built: list[dict[str, Any]]) -> None:
+    (starved,) = (one for one in built if one["starved"])
+    assert starved["registers"] <= 32
+    assert starved["stack"] > 0
+
+
+def test_products_are_exact_and_layers_wait_for_each_other(built: list[dict[str, Any]]) -> None:
+    for one in built:
+        assert (one["tf32"], one["atomics"]) == (0, 0), one
+        assert one["barriers"] >= 3, one
