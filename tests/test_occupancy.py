@@ -75,14 +75,19 @@ def test_iou_of_known_forecasts(toy: OccupancyDataset, tmp_path: Path) -> None:
     assert half["classes"]["bus"] == 100  # never there
 
 
-def test_repeated_is_the_last_frame_of_the_history(toy: OccupancyDataset, tmp_path: Path) -> None:
-    row = scored(toy, tmp_path, 1.0)[1]["repeated"]
-    counter = IoUCounter(3, 17)
-    assert toy.truth is not None
-    for start in toy.truth_starts.tolist():
-        last = toy.truth.labels(start - 1, 1).expand(3, -1, -1, -1)
-        counter.update(last[None], toy.truth.labels(start, 3)[None])
-    assert row["mean_iou"] == pytest.approx(100 * counter.result().mean_iou)
+def test_repeated_is_the_last_frame_of_the_history(tmp_path: Path) -> None:
+    data = load_dataset("occupancy-toy", history=2, training_scenes=1, validation_scenes=2)
+    assert isinstance(data, OccupancyDataset)
+    assert data.truth is not None
+    row = scored(data, tmp_path, 1.0)[1]["repeated"]
+    counters = [IoUCounter(3, 17) for _ in range(2)]
+    for start in data.truth_starts.tolist():
+        for back, counter in enumerate(counters, start=1):
+            shown = data.truth.labels(start - back, 1).expand(3, -1, -1, -1)
+            counter.update(shown[None], data.truth.labels(start, 3)[None])
+    last, before = (100 * counter.result().mean_iou for counter in counters)
+    assert row["mean_iou"] == pytest.approx(last)
+    assert abs(last - before) > 5
 
 
 def test_fewer_windows_are_spread_evenly(toy: OccupancyDataset, tmp_path: Path) -> None:

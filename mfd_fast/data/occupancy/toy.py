@@ -1,7 +1,7 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
-Posts stand still, and around each of them a car or a truck goes from side to side, always the same way round, so that
-the past decides what will be occupied. But a box also blinks: at every frame the sign of its latent is drawn anew,
+Posts stand still, and beside each of them a car or a truck goes back and forth between two sides, so that the past
+decides what will be occupied. But a box also blinks: at every frame the sign of its latent is drawn anew,
 which the grid does not show. Future latents therefore have many modes, their mean is an empty place, and every mode
 is right. The vehicle stands, or now and then drives on by a cell; everything is seen from it.
 """
@@ -71,7 +71,7 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.i
     posts = corners + random.integers(2, 4, size=corners.shape)
     kinds = random.choice([CAR, TRUCK], size=len(posts))
     sides = random.integers(len(SIDES), size=len(posts))
-    ways = random.choice([-1, 1], size=len(posts))
+    turns = random.integers(1, len(SIDES), size=len(posts))
     drives = random.random(FRAMES_PER_SCENE) < DRIVE_SHARE
     driven: NDArray[np.int64] = np.cumsum(drives) - drives
     seen = np.empty((2, FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
@@ -82,7 +82,7 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.i
             cells = _box(post, side)
             world[0][cells], world[1][cells] = kind, sign
         seen[:, frame] = np.roll(world, -driven[frame], axis=1)[:, :SIDE, :SIDE]
-        sides = (sides + ways) % len(SIDES)
+        sides, turns = (sides + turns) % len(SIDES), -turns
     poses = np.stack([drives * CELL_METRES, np.zeros(FRAMES_PER_SCENE)], axis=1)
     return seen[0], seen[1], poses.astype(np.float32)
 
