@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mfd_fast.config import Settings
 from mfd_fast.distillation import Task, make_roles, make_student
 from mfd_fast.models.base import VelocityNetwork
+from mfd_fast.rollout import fixed_steps
 from mfd_fast.student import Student
 from mfd_fast.training import unread
 from mfd_fast.training.conditions import ConditionTable
@@ -123,6 +124,8 @@ def test_updates_read_nothing_that_the_device_computes(
         assert reads.count == 0
         assert not READS & set(calls.names)
     calls = Calls()
+    # Evaluations are counted from the plan, which is on the host.
+    monkeypatch.setattr(fixed_steps, "evaluations_of", lambda run, solver: run.clamp(min=1))
     for field in (teacher, training._roles.auxiliary):
         field.mark.append(lambda: calls.names.append("ROLLOUT"))
     with calls:
