@@ -6,7 +6,9 @@ which the grid does not show. Future latents therefore have many modes, their me
 is right. The vehicle stands, or now and then drives on by a cell; everything is seen from it.
 """
 
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,27 +97,35 @@ def _box(post: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ...]:
 
 
 def write_release(folder: Path, seed: int = 0, scenes: dict[str, int] | None = None) -> None:
-    """Write both splits as OccFM releases them; ValueError when the folder exists.
+    """Write both splits as OccFM releases them, whole or not at all; ValueError when the folder exists.
 
     ``nus_sem_occ_SPLIT.pkl`` holds the latents in an order of its own, ``nuscenes_infos_SPLIT.pkl`` the order in time,
     ``data/nuscenes/gts/SCENE/TOKEN/labels.npz`` the occupancy.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose another folder or delete it")
-    for split in SPLITS:
-        frames, grids = make_split(split, seed, (scenes or {}).get(split))
-        entries, infos, first = [], {}, 0
-        for scene in frames.scenes:
-            infos[scene.name] = [{"token": token} for token in scene.tokens]
-            for number, token in enumerate(scene.tokens, start=first):
-                path = f"data/nuscenes/gts/{scene.name}/{token}/labels.npz"
-                _write_labels(folder / path, grids[number])
-                latent, pose = frames.latents[number].numpy(), frames.trajectory[number].numpy()
-                entries.append({"x_sampled": latent[None], "gt_path": [[path]], "gt_trajs": pose[None]})
-            first += len(scene.tokens)
-        shuffled = [entries[i] for i in np.random.default_rng([seed, 2]).permutation(len(entries))]
-        _write_pickle(folder / f"nus_sem_occ_{split}.pkl", shuffled)
-        _write_pickle(folder / f"nuscenes_infos_{split}.pkl", {"infos": infos})
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for split in SPLITS:
+            _write_split(temporary, split, make_split(split, seed, (scenes or {}).get(split)), seed)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_split(folder: Path, split: str, made: ToySplit, seed: int) -> None:
+    frames = made.frames
+    tokens = [(scene.name, token) for scene in frames.scenes for token in scene.tokens]
+    entries = []
+    for (scene, token), grid, latent, pose in zip(tokens, made.grids, frames.latents, frames.trajectory, strict=True):
+        path = f"data/nuscenes/gts/{scene}/{token}/labels.npz"
+        _write_labels(folder / path, grid)
+        entries.append({"x_sampled": latent.numpy()[None], "gt_path": [[path]], "gt_trajs": pose.numpy()[None]})
+    order = np.random.default_rng([seed, len(SPLITS)]).permutation(len(entries))
+    infos = {scene.name: [{"token": token} for token in scene.tokens] for scene in frames.scenes}
+    _write_pickle(folder / f"nus_sem_occ_{split}.pkl", [entries[i] for i in order])
+    _write_pickle(folder / f"nuscenes_infos_{split}.pkl", {"infos": infos})
 
 
 def _write_labels(path: Path, grid: Tensor) -> None:
