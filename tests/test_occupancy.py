@@ -76,7 +76,7 @@ def test_iou_of_known_forecasts(toy: OccupancyDataset, tmp_path: Path) -> None:
 
 
 def test_repeated_is_the_last_frame_of_the_history(tmp_path: Path) -> None:
-    data = load_dataset("occupancy-toy", history=2, training_scenes=1, validation_scenes=2)
+    data = load_dataset("occupancy-toy", history=2, history_last=2, training_scenes=1, validation_scenes=2)
     assert isinstance(data, OccupancyDataset)
     assert data.truth is not None
     row = scored(data, tmp_path, 1.0)[1]["repeated"]

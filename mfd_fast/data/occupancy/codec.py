@@ -1,9 +1,9 @@
 """A fixed codec between occupancy grids and latents, for the toy set: what OccFM's trained compressor is for nuScenes.
 
 One cell of a latent stands for 2 x 2 columns of 4 voxels. A cell is empty (a latent of zeros) or holds a thing of some
-kind, which fills its columns from the ground up to the height of that kind. Kinds have orthogonal patterns of four
-numbers, plus or minus 0.1 (times OccFM's ``RESCALE_FACTOR`` of 10, plus and minus one). A pattern and its negative mean
-the same: the sign is free to say something that the grid does not show.
+kind, which fills its columns from the ground up to the height of that kind. Channels 0 and 1 are a point on a circle of
+radius 0.1 where there is something (times OccFM's ``RESCALE_FACTOR`` of 10, the unit circle); its angle is free to say
+something that the grid does not show. Channels 2 and 3 say which kind.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from mfd_fast.data.occupancy.labels import CLASSES, FREE
 
 COLUMNS, HEIGHT = 2, 4
 """Columns along each side of a cell, and voxels in a column."""
-AMPLITUDE = 0.1
+RADIUS = 0.1
 CHANNELS = 4
 
 
@@ -25,33 +25,36 @@ class Kind(NamedTuple):
     label: int
     height: int
     """Voxels from the ground up."""
-    pattern: tuple[int, ...]
+    code: tuple[int, int]
+    """Channels 2 and 3, over `RADIUS`."""
 
 
 KINDS = (
-    Kind(CLASSES.index("car"), 2, (1, 1, -1, -1)),
-    Kind(CLASSES.index("truck"), 3, (1, -1, 1, -1)),
-    Kind(CLASSES.index("manmade"), 4, (1, -1, -1, 1)),
+    Kind(CLASSES.index("car"), 2, (1, 0)),
+    Kind(CLASSES.index("truck"), 3, (-1, 0)),
+    Kind(CLASSES.index("manmade"), 4, (0, 1)),
 )
 EMPTY = len(KINDS)
 """The number of an empty cell, after those of `KINDS`."""
 
 
-def encode(cells: Tensor, signs: Tensor) -> Tensor:
-    """Latents ``[..., 4, H, W]`` float32 of cells ``[..., H, W]`` (numbers of `KINDS`, or `EMPTY`) with signs alike."""
-    patterns = torch.tensor([*(kind.pattern for kind in KINDS), (0,) * CHANNELS], dtype=torch.float32)
-    return AMPLITUDE * (patterns[cells] * signs[..., None]).movedim(-1, -3)
+def encode(cells: Tensor, angles: Tensor) -> Tensor:
+    """Latents ``[..., 4, H, W]`` float32 of cells ``[..., H, W]`` (numbers of `KINDS`, or `EMPTY`) and angles alike."""
+    codes = torch.tensor([*(kind.code for kind in KINDS), (0, 0)], dtype=torch.float32)[cells].unbind(-1)
+    held = (cells != EMPTY).float()
+    return RADIUS * torch.stack([held * angles.cos(), held * angles.sin(), *codes], dim=-3).float()
 
 
 def decode(latents: Tensor) -> Tensor:
     """Grids ``[..., 2H, 2W, 4]`` uint8 of latents ``[..., 4, H, W]``.
 
-    A cell holds the kind whose pattern it resembles most, whatever the sign, if it does so at least by half.
+    There is something where channels 0 and 1 reach half the radius, of the kind whose code channels 2 and 3 resemble
+    most.
     """
-    patterns = torch.tensor([kind.pattern for kind in KINDS], dtype=latents.dtype, device=latents.device)
-    alike = torch.einsum("kc,...chw->...khw", patterns, latents).abs() / (CHANNELS * AMPLITUDE)
-    most, kind = alike.max(dim=-3)
-    return columns_of(torch.where(most >= 0.5, kind, EMPTY))
+    codes = torch.tensor([kind.code for kind in KINDS], dtype=latents.dtype, device=latents.device)
+    kind = torch.einsum("kc,...chw->...khw", codes, latents[..., 2:, :, :]).argmax(dim=-3)
+    held = latents[..., :2, :, :].norm(dim=-3) >= RADIUS / 2
+    return columns_of(torch.where(held, kind, EMPTY))
 
 
 def columns_of(cells: Tensor) -> Tensor:

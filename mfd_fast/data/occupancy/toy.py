@@ -1,12 +1,14 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
 Posts stand still, and beside each of them a car or a truck goes back and forth between two sides, so that the past
-decides what will be occupied. But a box also blinks: at every frame the sign of its latent is drawn anew,
-which the grid does not show. Future latents therefore have many modes, their mean is an empty place, and every mode
-is right. The vehicle stands, or now and then drives on by a cell; everything is seen from it.
+decides what will be occupied. But a box also shimmers: at every frame the angle in its latent is drawn anew, which the
+grid does not show. The future latents of a box therefore lie on a circle, all of them right, and their mean at its
+centre is an empty place. The vehicle stands, or now and then drives on by a cell; everything is seen from it.
 """
 
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,13 +61,13 @@ def make_split(split: str, seed: int = 0, scenes: int | None = None) -> ToySplit
         parts.append(_scene(random))
         name = f"scene-{stream}{number:04d}"
         names.append(Scene(name, tuple(f"{name}-{frame:02d}" for frame in range(FRAMES_PER_SCENE))))
-    cells, signs, poses = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
-    return ToySplit(FramesInMemory(tuple(names), encode(cells, signs), poses), columns_of(cells))
+    cells, angles, poses = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return ToySplit(FramesInMemory(tuple(names), encode(cells, angles), poses), columns_of(cells))
 
 
-def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """What is seen in every frame, cells as `encode` takes them ``[F, 12, 12]``, their signs alike, and how the vehicle
-    moves from each frame to the next ``[F, 2]`` in metres.
+def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """What is seen in every frame, cells as `encode` takes them ``[F, 12, 12]``, their angles alike, and how the
+    vehicle moves from each frame to the next ``[F, 2]`` in metres.
     """
     corners = np.argwhere(random.random((BLOCKS, BLOCKS)) < POST_SHARE) * BLOCK
     posts = corners + random.integers(2, 4, size=corners.shape)
@@ -74,17 +76,19 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.i
     turns = random.integers(1, len(SIDES), size=len(posts))
     drives = random.random(FRAMES_PER_SCENE) < DRIVE_SHARE
     driven: NDArray[np.int64] = np.cumsum(drives) - drives
-    seen = np.empty((2, FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
+    seen = np.empty((FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
+    angles = np.empty((FRAMES_PER_SCENE, SIDE, SIDE))
     for frame in range(FRAMES_PER_SCENE):
-        world = np.stack([np.full((BLOCK * BLOCKS,) * 2, EMPTY), np.ones((BLOCK * BLOCKS,) * 2, dtype=np.int64)])
-        for post, kind, side, sign in zip(posts, kinds, sides, random.choice([-1, 1], size=len(posts)), strict=True):
-            world[0][tuple(post)] = POST
+        world, turned = np.full((BLOCK * BLOCKS,) * 2, EMPTY), np.zeros((BLOCK * BLOCKS,) * 2)
+        for post, kind, side, angle in zip(posts, kinds, sides, random.uniform(0, 2 * np.pi, len(posts)), strict=True):
+            world[tuple(post)] = POST
             cells = _box(post, side)
-            world[0][cells], world[1][cells] = kind, sign
-        seen[:, frame] = np.roll(world, -driven[frame], axis=1)[:, :SIDE, :SIDE]
+            world[cells], turned[cells] = kind, angle
+        seen[frame] = np.roll(world, -driven[frame], axis=0)[:SIDE, :SIDE]
+        angles[frame] = np.roll(turned, -driven[frame], axis=0)[:SIDE, :SIDE]
         sides, turns = (sides + turns) % len(SIDES), -turns
     poses = np.stack([drives * CELL_METRES, np.zeros(FRAMES_PER_SCENE)], axis=1)
-    return seen[0], seen[1], poses.astype(np.float32)
+    return seen, angles, poses.astype(np.float32)
 
 
 def _box(post: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ...]:
@@ -95,27 +99,35 @@ def _box(post: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ...]:
 
 
 def write_release(folder: Path, seed: int = 0, scenes: dict[str, int] | None = None) -> None:
-    """Write both splits as OccFM releases them; ValueError when the folder exists.
+    """Write both splits as OccFM releases them, whole or not at all; ValueError when the folder exists.
 
     ``nus_sem_occ_SPLIT.pkl`` holds the latents in an order of its own, ``nuscenes_infos_SPLIT.pkl`` the order in time,
     ``data/nuscenes/gts/SCENE/TOKEN/labels.npz`` the occupancy.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose another folder or delete it")
-    for split in SPLITS:
-        frames, grids = make_split(split, seed, (scenes or {}).get(split))
-        entries, infos, first = [], {}, 0
-        for scene in frames.scenes:
-            infos[scene.name] = [{"token": token} for token in scene.tokens]
-            for number, token in enumerate(scene.tokens, start=first):
-                path = f"data/nuscenes/gts/{scene.name}/{token}/labels.npz"
-                _write_labels(folder / path, grids[number])
-                latent, pose = frames.latents[number].numpy(), frames.trajectory[number].numpy()
-                entries.append({"x_sampled": latent[None], "gt_path": [[path]], "gt_trajs": pose[None]})
-            first += len(scene.tokens)
-        shuffled = [entries[i] for i in np.random.default_rng([seed, 2]).permutation(len(entries))]
-        _write_pickle(folder / f"nus_sem_occ_{split}.pkl", shuffled)
-        _write_pickle(folder / f"nuscenes_infos_{split}.pkl", {"infos": infos})
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for split in SPLITS:
+            _write_split(temporary, split, make_split(split, seed, (scenes or {}).get(split)), seed)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_split(folder: Path, split: str, made: ToySplit, seed: int) -> None:
+    frames = made.frames
+    tokens = [(scene.name, token) for scene in frames.scenes for token in scene.tokens]
+    entries = []
+    for (scene, token), grid, latent, pose in zip(tokens, made.grids, frames.latents, frames.trajectory, strict=True):
+        path = f"data/nuscenes/gts/{scene}/{token}/labels.npz"
+        _write_labels(folder / path, grid)
+        entries.append({"x_sampled": latent.numpy()[None], "gt_path": [[path]], "gt_trajs": pose.numpy()[None]})
+    order = np.random.default_rng([seed, len(SPLITS)]).permutation(len(entries))
+    infos = {scene.name: [{"token": token} for token in scene.tokens] for scene in frames.scenes}
+    _write_pickle(folder / f"nus_sem_occ_{split}.pkl", [entries[i] for i in order])
+    _write_pickle(folder / f"nuscenes_infos_{split}.pkl", {"infos": infos})
 
 
 def _write_labels(path: Path, grid: Tensor) -> None:

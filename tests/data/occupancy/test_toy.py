@@ -28,24 +28,24 @@ def cells(grids: torch.Tensor) -> np.ndarray:
 def test_codec_is_exact_and_stable() -> None:
     generator = torch.Generator().manual_seed(0)
     kinds = torch.randint(0, 4, (5, 12, 12), generator=generator)
-    signs = 2 * torch.randint(0, 2, kinds.shape, generator=generator) - 1
-    grids, latents = codec.columns_of(kinds), codec.encode(kinds, signs)
+    grids, latents = codec.columns_of(kinds), codec.encode(kinds, 7 * torch.rand(kinds.shape, generator=generator))
     assert grids.shape == (5, 24, 24, 4)
     assert latents.shape == (5, 4, 12, 12)
-    assert sorted(latents.unique().tolist()) == pytest.approx([-codec.AMPLITUDE, 0, codec.AMPLITUDE])
+    radius = latents[:, :2].norm(dim=1)
+    torch.testing.assert_close(radius, torch.where(kinds == codec.EMPTY, 0.0, codec.RADIUS))
+    assert not latents.movedim(1, 3)[kinds == codec.EMPTY].any()
     assert torch.equal(codec.decode(latents), grids)
-    shaken = latents + 0.049 * (2 * torch.rand(latents.shape, generator=generator) - 1)
+    shaken = latents + 0.035 * (2 * torch.rand(latents.shape, generator=generator) - 1)
     assert torch.equal(codec.decode(shaken), grids)
     columns = {label: int((grids[grids[..., 0] == label] != FREE).sum(-1).max()) for label in (4, 10, 15)}
     assert columns == {CLASSES.index("car"): 2, CLASSES.index("truck"): 3, CLASSES.index("manmade"): 4}
 
 
-def test_the_mean_of_a_latent_and_its_negative_is_empty() -> None:
+def test_angles_mean_nothing_and_their_mean_is_empty() -> None:
     kinds = torch.randint(0, 3, (4, 12, 12), generator=torch.Generator().manual_seed(0))
-    ones = torch.ones_like(kinds)
-    plus, minus = codec.encode(kinds, ones), codec.encode(kinds, -ones)
-    assert torch.equal(codec.decode(plus), codec.decode(minus))
-    assert (codec.decode((plus + minus) / 2) == FREE).all()
+    turned = [codec.encode(kinds, torch.full(kinds.shape, angle)) for angle in (0.3, 0.3 + 2.1, 0.3 + 4.2)]
+    assert all(torch.equal(codec.decode(latents), codec.columns_of(kinds)) for latents in turned)
+    assert (codec.decode(torch.stack(turned).mean(0)) == FREE).all()
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,15 @@ def test_boxes_go_back_and_forth(world: tuple[np.ndarray, np.ndarray]) -> None:
     assert set(turns) == {1, 2, 3}
 
 
-def test_signs_of_boxes_are_drawn_at_every_frame() -> None:
+def test_angles_of_boxes_are_drawn_at_every_frame() -> None:
     split = toy.make_split("training", seed=5, scenes=100)
-    seen, first = cells(split.grids), split.frames.latents[:, 0]
-    assert (first[torch.from_numpy(seen == toy.POST)] > 0).all()
-    boxes = first[torch.from_numpy((seen == toy.CAR) | (seen == toy.TRUCK))]
-    assert (boxes > 0).double().mean().item() == pytest.approx(0.5, abs=0.05)
+    seen, point = cells(split.grids), split.frames.latents[:, :2].movedim(1, 3) / codec.RADIUS
+    posts, boxes = (torch.from_numpy(np.isin(seen, kinds)) for kinds in ([toy.POST], [toy.CAR, toy.TRUCK]))
+    assert point[posts].unique(dim=0).tolist() == [[1.0, 0.0]]
+    assert point[boxes].mean(0).tolist() == pytest.approx([0, 0], abs=0.06)
+    assert point[boxes].square().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.05)
+    # One angle for a box: as many different points as there are boxes in a frame, at most nine.
+    assert max(len(frame[held].unique(dim=0)) for frame, held in zip(point, boxes, strict=True)) <= 9
 
 
 def test_splits_and_seeds_differ() -> None:
@@ -155,7 +158,7 @@ def test_the_same_files_as_a_dataset_without_codec(converted: Path) -> None:
     assert data.truth is None
     assert not data.conditions["history"][torch.tensor([0])][:, 0].any()
     assert not data.conditions["trajectory"][torch.arange(len(data.x))][:, 0].any()
-    assert data.x[torch.tensor([0])].abs().max().item() == pytest.approx(codec.AMPLITUDE)
+    assert data.x[torch.tensor([0])].abs().max().item() == pytest.approx(codec.RADIUS)
 
 
 @pytest.mark.parametrize(
