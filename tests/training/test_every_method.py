@@ -79,7 +79,9 @@ def test_a_stopped_run_resumes_with_the_same_bits(
     assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
     lines = read_log(parts.path / "log.jsonl")
     assert lines == read_log(whole.path / "log.jsonl")
-    assert all(math.isfinite(line["loss"]) for line in lines)
+    losses = [line["loss"] for line in lines if "loss" in line]  # others tell of skipped updates: of the loss scale
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses)
     loaded = load_student(whole.path)
     assert torch.equal(loaded.sample(8, seed=1), student.sample(8, seed=1))
 

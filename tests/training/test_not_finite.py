@@ -68,9 +68,9 @@ def spoil_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return draws, condition
 
         def through(original: Any) -> Any:
-            def loss(self: Any, actors: Any, draws: Any, *rest: Any) -> Any:
-                result = original(self, actors, draws, *rest)
-                return result if draws.weight is None else result._replace(value=how(result.value, draws.weight))
+            def loss(self: Any, actors: Any, batch: Any, *rest: Any) -> Any:
+                result, weight = original(self, actors, batch, *rest), batch.draws.weight
+                return result if weight is None else result._replace(value=how(result.value, weight))
 
             return loss
 

@@ -51,9 +51,9 @@ def nan_in_one_rank(rank: int) -> None:
         draws.hit = update == 4 and share.first <= 13 < share.first + share.rows
         return draws, condition
 
-    def spoilt(self: Any, actors: Any, draws: Any, *rest: Any) -> Any:
-        result = loss(self, actors, draws, *rest)
-        return result._replace(value=result.value * float("nan")) if draws.hit else result
+    def spoilt(self: Any, actors: Any, batch: Any, *rest: Any) -> Any:
+        result = loss(self, actors, batch, *rest)
+        return result._replace(value=result.value * float("nan")) if batch.draws.hit else result
 
     DistillTraining._draw = noted  # type: ignore[method-assign]
     MeanFlowDistillation.auxiliary_loss = spoilt  # type: ignore[method-assign]
