@@ -1,5 +1,6 @@
 """Wrappers that give fields of other conventions the convention of `mfd_fast.path` (0 = data, 1 = noise)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from mfd_fast.ops.mlp_program import NotAnMLP, ProgramBuilder, Slot, activation_name
 from mfd_fast.path import expand_times
-from mfd_fast.types import RowGroup, SharedBackbone, VelocityField
+from mfd_fast.preparing import PreparesInner
+from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField
 
 TimeRange = tuple[float, float]
 
@@ -20,7 +22,7 @@ def time_range_of(field: Any) -> TimeRange | None:
 
 
 @dataclass(frozen=True)
-class reversed_time:
+class reversed_time(PreparesInner):
     """A field with 0 = noise, 1 = data and velocity data - noise: ``v(x, t) = -field(x, 1 - t)``."""
 
     field: VelocityField
@@ -37,7 +39,7 @@ class reversed_time:
 
 
 @dataclass(frozen=True)
-class scaled_time:
+class scaled_time(PreparesInner):
     """A field that wants times in [0, scale], e.g. 1000: ``v(x, t) = field(x, scale * t)``."""
 
     field: VelocityField
@@ -55,7 +57,7 @@ class scaled_time:
 
 
 @dataclass(frozen=True)
-class from_data_prediction:
+class from_data_prediction(PreparesInner):
     """A network that predicts the data: ``v = (x - network(x, t)) / max(t, min_time)``."""
 
     field: VelocityField
@@ -72,7 +74,7 @@ class from_data_prediction:
 
 
 @dataclass(frozen=True)
-class from_noise_prediction:
+class from_noise_prediction(PreparesInner):
     """A network that predicts the noise: ``v = (network(x, t) - x) / max(1 - t, min_time)``."""
 
     field: VelocityField
@@ -89,7 +91,7 @@ class from_noise_prediction:
 
 
 @dataclass(frozen=True)
-class sequential_mlp:
+class sequential_mlp(PreparesInner):
     """A velocity from an nn.Sequential that takes state and time side by side: ``v(x, t) = field([x, t])``.
 
     Rollouts of it can be fused (``runner="fused"``) if it consists of Linears and activations. The state is flattened,
@@ -148,7 +150,7 @@ class sequential_mlp:
 
 
 @dataclass(frozen=True)
-class Autocast:
+class Autocast(PreparesInner):
     """A field whose network computes under autocast; see `autocast`."""
 
     field: VelocityField
@@ -166,6 +168,11 @@ class Autocast:
         with torch.autocast(x.device.type, dtype=self.dtype):
             found: Tensor = network.features(x, t, **condition)
         return found
+
+    def prepare_conditions(self, groups: Sequence[ConditionGroup]) -> list[Condition]:
+        """What the wrapped field prepares, under autocast too."""
+        with torch.autocast(_device_type(groups), dtype=self.dtype):
+            return super().prepare_conditions(groups)
 
     @property
     def time_range(self) -> TimeRange | None:
@@ -196,3 +203,9 @@ def autocast(field: VelocityField, dtype: torch.dtype | None) -> VelocityField:
     if dtype is None:
         return field
     return AutocastRole(field, dtype) if isinstance(field, SharedBackbone) else Autocast(field, dtype)
+
+
+def _device_type(groups: Sequence[ConditionGroup]) -> str:
+    """The type of the device on which conditions lie; "cpu" where they hold no tensor."""
+    values = (value for _, condition in groups for value in condition.values())
+    return next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")

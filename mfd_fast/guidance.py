@@ -1,5 +1,6 @@
 """Classifier-free guidance as a wrapper: a field and a negative condition give one field (Ho & Salimans 2022)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +8,29 @@ import torch
 from torch import Tensor
 
 from mfd_fast.path import expand_times
+from mfd_fast.preparing import prepared
 from mfd_fast.rows import can_concatenate, concatenate, first_rows
-from mfd_fast.types import Condition, RowGroup, SharedBackbone, VelocityField
+from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField
+
+
+class PreparesBoth:
+    """For guided fields: what the field prepares of both conditions, together."""
+
+    field: VelocityField
+
+    def prepare_conditions(self, groups: Sequence[ConditionGroup]) -> list[Condition]:
+        """As `mfd_fast.types.PreparesConditions`, for conditions as `guide` returns them."""
+        return [self._prepared(arguments) for _, arguments in groups]
+
+    def _prepared(self, arguments: Condition) -> Condition:
+        condition = arguments["condition"]
+        negative = complete_negative(condition, arguments["negative_condition"])
+        both = prepared([(self.field, condition), (self.field, negative)])
+        return {**arguments, "condition": both[0], "negative_condition": both[1]}
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(PreparesBoth):
     """``v = v_negative + guidance_scale * (v_condition - v_negative)``.
 
     Both evaluations run as one batch of 2n rows where the two conditions allow it, else one after the other.

@@ -10,6 +10,7 @@ from torch import Tensor
 from mfd_fast.guidance import guide
 from mfd_fast.pairing import PairedField, paired
 from mfd_fast.partial_guidance import NegativeVelocities, PartlyGuided, check_savings
+from mfd_fast.preparing import prepared
 from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import RolloutOptions, pair_options
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
@@ -293,7 +294,9 @@ def _run(
         rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
         choice = Choice(problem, "eager", "the batch is empty")
         return _finish(Rollout(nothing, nothing, rows, rows, rows), None, choice, rows)
-    choice = choice or choose_runner(problem, options)
+    if choice is None:
+        problem = _prepared(problem, options)
+        choice = choose_runner(problem, options)
     rollout = choice.run(choice.problem, options)
     evaluations = _evaluations(choice.problem, rollout, return_stats)
     if isinstance(rollout, SuccessfulRollout):
@@ -315,6 +318,13 @@ def _run(
     if not return_stats:
         _raise_unless_successful(rollout, first_bad)
     return _finish(rollout, first_bad, choice, evaluations)
+
+
+def _prepared(problem: Problem, options: RolloutOptions) -> Problem:
+    """The problem with what depends on conditions alone computed; see `mfd_fast.types.PreparesConditions`."""
+    with torch.set_grad_enabled(options.with_gradient):
+        (condition,) = prepared([(problem.field, problem.condition)])
+    return problem._replace(condition=condition)
 
 
 def _raise_unless_successful(rollout: Rollout, first_bad: tuple[int, float] | None) -> None:

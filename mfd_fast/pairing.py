@@ -4,13 +4,15 @@ Both start from the same point and take the same steps, so the pair is one integ
 ``[B, 2, ...]`` (teacher, auxiliary) and whose field evaluates all rows of both in one forward.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mfd_fast.guidance import combine, complete_negative
-from mfd_fast.types import Condition, RowGroup, SharedBackbone, VelocityField
+from mfd_fast.preparing import prepared
+from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField
 
 
 def paired(teacher: VelocityField, auxiliary: VelocityField, *, guided: bool) -> "PairedField | None":
@@ -46,3 +48,18 @@ class PairedField:
         )
         guided = combine(conditional, unconditional, teacher["guidance_scale"])
         return torch.stack([guided, velocity.to(guided.dtype)], 1)
+
+    def prepare_conditions(self, groups: Sequence[ConditionGroup]) -> list[Condition]:
+        """All conditions of the pair as its backbone prepares them, together."""
+        return [self._prepared(**condition) for _, condition in groups]
+
+    def _prepared(self, teacher: Condition, auxiliary: Condition) -> Condition:
+        last = (self.auxiliary, auxiliary)
+        if not self.guided:
+            both = prepared([(self.teacher, teacher), last])
+            return {"teacher": both[0], "auxiliary": both[1]}
+        condition = teacher["condition"]
+        negative = complete_negative(condition, teacher["negative_condition"])
+        three = prepared([(self.teacher, condition), (self.teacher, negative), last])
+        guided = {**teacher, "condition": three[0], "negative_condition": three[1]}
+        return {"teacher": guided, "auxiliary": three[2]}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfd_fast.guidance import check_velocity, combine, complete_negative
+from mfd_fast.guidance import PreparesBoth, check_velocity, combine, complete_negative
 from mfd_fast.rows import can_concatenate, concatenate, first_rows, select_rows
 from mfd_fast.types import Condition, RowGroup, SharedBackbone, VelocityField
 
@@ -45,7 +45,7 @@ class NegativeVelocities:
 
 
 @dataclass(frozen=True)
-class PartlyGuided:
+class PartlyGuided(PreparesBoth):
     """`mfd_fast.guidance.Guided` at times in ``interval``; a negative velocity serves ``every`` evaluations of its row.
 
     Only rows that need a negative velocity are evaluated for it, in the batch of the others where the conditions allow

@@ -7,9 +7,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from mfd_fast.intervals import shift_times
+from mfd_fast.preparing import prepared
 from mfd_fast.rows import check_rows, first_rows, map_tensors, select_rows
+from mfd_fast.samplers import SAMPLERS, SamplerStep
 from mfd_fast.streams import make_generator, standard_normal
 from mfd_fast.types import Condition, VelocityField
 
@@ -34,6 +36,8 @@ class Student:
         second_time: whether the network gets the end r of its step, ``field(x, t, r=r)``.
         value_range: smallest and largest value of a picture, to which `sample` clips; None for other data.
         condition_names: conditions that `sample` must be given, because they come from data and cannot be drawn.
+        sampler: a name in `mfd_fast.samplers.SAMPLERS`: "euler", or "dpm++" as diffusers' pipelines of SANA have it.
+        checkpoint: compute each step again in backward instead of keeping what it computed: one step's memory for all.
     """
 
     field: VelocityField
@@ -47,6 +51,8 @@ class Student:
     condition_names: tuple[str, ...] = ()
     gamma: float = 0.0
     second_time: bool = False
+    sampler: str = "euler"
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -55,17 +61,32 @@ class Student:
             raise ValueError(f"grad_steps must be None or lie in [1, steps={self.steps}], got {self.grad_steps}")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if self.sampler != "euler" and (self.gamma > 0 or self.second_time):
+            raise ValueError(f"gamma and second_time need sampler='euler', got {self.sampler!r}")
+
+    def plan(self) -> list[SamplerStep]:
+        """The steps from noise to data."""
+        return SAMPLERS[self.sampler](self.steps, self.shift)
 
     def time_grid(self) -> list[float]:
-        """The times of the steps from 1 (noise) to 0 (data), ``steps + 1`` numbers."""
-        return [float(t) for t in shift_times(torch.linspace(1, 0, self.steps + 1, dtype=torch.float64), self.shift)]
+        """The noise levels of the steps down to 0 (data), ``steps + 1`` numbers."""
+        return [*(step.level for step in self.plan()), 0.0]
 
     def jump(self, x: Tensor, now: float, then: float, condition: Condition) -> Tensor:
         """One step ``[B, *sample_shape]`` from ``x`` at time ``now`` to time ``then``."""
         t, r = (torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device) for time in (now, then))
         end = {"r": r} if self.second_time else {}
-        velocity = self.field(x, t, **first_rows(condition, x.shape[0]), **end).to(x.dtype)
-        return x - (now - then) * velocity
+        return x - (now - then) * self._velocity(x, t, {**condition, **end})
+
+    def _velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The velocity in the dtype of ``x``, computed again in backward where that is wanted."""
+        rows = first_rows(condition, x.shape[0])
+        if not (self.checkpoint and torch.is_grad_enabled()):
+            return self.field(x, t, **rows).to(x.dtype)
+        velocity: Tensor = checkpoint(self.field, x, t, use_reentrant=False, **rows)
+        return velocity.to(x.dtype)
 
     def generate(
         self,
@@ -85,6 +106,10 @@ class Student:
         """
         grid = self.time_grid()
         free = self.steps - (self.grad_steps or self.steps) if with_gradient else self.steps
+        with torch.set_grad_enabled(with_gradient):
+            (condition,) = prepared([(self.field, condition)])
+        if self.sampler != "euler":
+            return self._multistep(noise, condition, free, with_gradient)
         x = noise
         for index, (now, then) in enumerate(pairwise(grid)):
             with torch.set_grad_enabled(with_gradient and index >= free):
@@ -95,6 +120,17 @@ class Student:
                     raise ValueError(f"gamma is {self.gamma}: a student of {self.steps} steps needs fresh noise")
                 beyond, kept, added = renoising(then, self.gamma)
                 x = kept * self.jump(x, now, beyond, condition) + added * fresh()
+        return x
+
+    def _multistep(self, noise: Tensor, condition: Condition, free: int, with_gradient: bool) -> Tensor:
+        """Samples by the steps of `plan`; the first ``free`` of them leave no graph."""
+        x = data = noise
+        for index, step in enumerate(self.plan()):
+            with torch.set_grad_enabled(with_gradient and index >= free):
+                t = torch.full((x.shape[0],), step.time, dtype=torch.float32, device=x.device)
+                velocity = self._velocity(x, t, condition)
+                moved = step.keep * x + step.velocity * velocity + step.previous * data
+                x, data = moved, x - step.level * velocity
         return x
 
     def draw_condition(self, n: int, seed: int = 0) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Shared protocols, aliases and result codes. Imports nothing of this package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,8 +16,12 @@ VelocityField = Callable[..., Tensor]
 """A velocity: ``field(x, t, **condition) -> velocity``.
 
 ``x``: ``[B, ...]``; ``t``: ``[B]`` float32 (float64 when x is float64); the result has the shape of ``x``.
-A field may declare ``time_range = (lo, hi)``; only then are times checked against it.
+A field may declare ``time_range = (lo, hi)``; only then are times checked against it. It may have a method
+``prepare_conditions`` for work that need not be done in every evaluation (`PreparesConditions`).
 """
+
+ConditionGroup = tuple[VelocityField, Condition]
+"""A field and the condition it is going to be evaluated with."""
 
 
 class Rows(Protocol):
@@ -66,6 +70,20 @@ class OnNetwork(Protocol):
     def network(self) -> Any: ...
 
     def with_network(self, network: Any, /) -> VelocityField: ...
+
+
+@runtime_checkable
+class PreparesConditions(Protocol):
+    """A field that does what depends on conditions alone once, not in every evaluation (keys and values of a text).
+
+    A rollout calls ``prepare_conditions([(field, condition), ...])`` once before its first evaluation, with all fields
+    of one backbone that it is going to evaluate together, and passes on the conditions that come back instead. These
+    belong to that rollout and end with it, so they are never stale: weights do not change inside a rollout. Their
+    tensors have as many rows as those they were made from (or 1, shared by all rows), under any names that the field
+    understands.
+    """
+
+    def prepare_conditions(self, groups: "Sequence[ConditionGroup]") -> "list[Condition]": ...
 
 
 class RowGroup(NamedTuple):

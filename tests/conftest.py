@@ -58,3 +58,58 @@ class WatchedField:
 def watched() -> type[WatchedField]:
     """The class of fields that remember what they were asked."""
     return WatchedField
+
+
+@pytest.fixture(scope="session")
+def make_sana() -> Callable[..., Any]:
+    """A maker of tiny random transformers of SANA; options are those of diffusers."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def make(seed: int = 0, **options: Any) -> Any:
+        sizes = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 8, "num_cross_attention_heads": 2}
+        widths = {"cross_attention_head_dim": 16, "cross_attention_dim": 32, "caption_channels": 16}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            given = {"in_channels": 4, "out_channels": 4, "sample_size": 16, **sizes, **widths, **options}
+            return diffusers.SanaTransformer2DModel(**given).eval().requires_grad_(False)
+
+    return make
+
+
+class SanaBatch:
+    """Latents, times and prompts of some rows for a transformer of `make_sana`, always the same."""
+
+    def __init__(self, rows: int, side: int = 8, dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator().manual_seed(rows)
+        self.x = torch.randn(rows, 4, side, side, generator=generator, dtype=dtype)
+        self.t = 0.3 + 0.6 * torch.rand(rows, generator=generator)
+        self.r = self.t * torch.rand(rows, generator=generator)
+        lengths = torch.randint(1, 9, (rows,), generator=generator)
+        self.condition = {
+            "prompt_embeds": torch.randn(rows, 12, 16, generator=generator, dtype=dtype),
+            "prompt_mask": (torch.arange(12) < lengths[:, None]).long(),
+        }
+        self.null = {
+            "prompt_embeds": torch.randn(1, 12, 16, generator=generator, dtype=dtype),
+            "prompt_mask": (torch.arange(12) < 2)[None].long(),
+        }
+
+
+@pytest.fixture(scope="session")
+def sana_batch() -> type[SanaBatch]:
+    """The class of rows for a transformer of `make_sana`."""
+    return SanaBatch
+
+
+@pytest.fixture(scope="session")
+def randomize() -> Callable[..., None]:
+    """Gives the adapters of roles random values, always the same, so that no role is the teacher."""
+
+    def fill(roles: Any, scale: float = 0.2) -> None:
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for role in roles.roles:
+                for parameter in roles.parameters(role):
+                    parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+
+    return fill

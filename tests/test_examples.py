@@ -40,3 +40,13 @@ def test_own_teacher_is_distilled(tmp_path: Path) -> None:
     assert torch.allclose(mean, torch.tensor([2.0, 0.0]), atol=0.15)
     assert float((std - 0.3).abs().max()) < 0.15
     assert (tmp_path / "run" / "student.safetensors").is_file()
+
+
+def test_sana_existing_loop_has_the_losses_of_the_loops_it_replaces() -> None:
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    example = load("sana_existing_loop")
+    with torch.random.fork_rng():
+        losses = [example.main(["--cycles", "2", "--batch-size", "3", *extra]) for extra in ([], ["--by-hand"])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(set(losses[0])) == 2

@@ -36,7 +36,7 @@ RULES = {
         "*",
         ("diffusers", "transformers", "peft"),
         (
-            *(f"mfd_fast.models.{name}" for name in ("sana", "sd3", "flux", "lora")),
+            *(f"mfd_fast.models.{name}" for name in ("sana*", "sd3", "flux", "lora")),
             "mfd_fast.data.prompts",
             "mfd_fast.metrics.text_image",
         ),

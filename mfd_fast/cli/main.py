@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mfd_fast import __version__
-from mfd_fast.cli import checkpoints, look, occupancy, runs
+from mfd_fast.cli import checkpoints, export, look, occupancy, runs
 from mfd_fast.training.distributed import leave_world
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_commands(commands)
     checkpoints.add_commands(commands)
     occupancy.add_commands(commands)
+    export.add_commands(commands)
     return parser
 
 

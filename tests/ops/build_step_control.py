@@ -34,6 +34,7 @@ INSTRUCTIONS = {
     "loads": r"ld\.global[\w.:]*",
     "atomics": r"\b(?:atom|red)\.[\w.:]*",
     "maxima": r"\bmax\.[\w.]*f32",
+    "matrix": r"\b(?:mma|wgmma|tcgen05)[\w.]*mma\w*|\bmma\.sync[\w.]*",
     "float_parameters": r"\.param \.(f\d+)",
 }
 """Patterns for PTX."""

@@ -1,0 +1,45 @@
+"""`mfd-fast export`: the student of a run as files that diffusers loads."""
+
+import argparse
+from pathlib import Path
+
+from mfd_fast.run_folder import RunFolder
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser."""
+    export = commands.add_parser("export", help="the student as a LoRA file or a transformer that diffusers loads")
+    export.add_argument("folder", metavar="RUN", type=Path, help="run folder with a finished low-rank student")
+    export.add_argument("out", metavar="OUT", type=Path, help="a .safetensors file, or a folder")
+    export.add_argument(
+        "--merge-into",
+        metavar="PATH",
+        type=Path,
+        help="pipeline or transformer on disk that the run began from: write the whole transformer, not a LoRA",
+    )
+    export.set_defaults(run_command=run_export)
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write the student's LoRA, or the transformer with it in its weights."""
+    from mfd_fast.models.diffusers_lora import save_merged, write_lora
+
+    run = RunFolder(options.folder)
+    description = run.read_description("student")
+    lora = description["lora"]
+    if lora is None:
+        raise ValueError(f"the student of {run.path} has full weights, not low-rank ones: there is no LoRA to export")
+    state = run.read_tensors("student")
+    if options.merge_into is None:
+        print(f"LoRA in {write_lora(options.out, state, lora['alpha'] / lora['rank'])}")
+        return 0
+    from mfd_fast.models.sana import SanaRoles, load_transformer
+
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise ValueError(f"{options.out} exists already: choose another folder")
+    transformer = load_transformer(options.merge_into)
+    roles = SanaRoles(transformer, rank=lora["rank"], lora_alpha=lora["alpha"], targets=lora["targets"])
+    roles.load_state_dict("student", state)
+    save_merged(options.out, roles)
+    print(f"transformer in {options.out}")
+    return 0

@@ -1,0 +1,155 @@
+"""Low-rank roles in and out of diffusers: LoRA files that its pipelines load, and those that its trainers write.
+
+A file holds ``transformer.LAYER.lora_A.weight`` ``[rank, in]`` and ``transformer.LAYER.lora_B.weight`` ``[out, rank]``.
+What is written has its scale ``alpha / rank`` in B, and says alpha = rank, so readers of any age get the same weights.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mfd_fast.models.lora import LoRARoles
+from mfd_fast.storage import read_tensors, write_file
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file in a folder."""
+PREFIX = "transformer."
+"""In front of every name; in `mfd_fast.models.sana.SanaNetwork` the transformer has the same name."""
+METADATA = "lora_adapter_metadata"
+"""Under which diffusers keeps rank and alpha, as JSON."""
+A, B = ".lora_A", ".lora_B"
+
+
+def lora_for_diffusers(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The tensors of a LoRA file from ``roles.state_dict(role)`` whose adapters are scaled by ``scale``, float32.
+
+    Raises:
+        ValueError: layers that do not belong to a transformer.
+    """
+    strange = [name for name in state if not (name.startswith(PREFIX) and name.endswith((A, B)))]
+    if strange or not state:
+        raise ValueError(f"expected weights {PREFIX}LAYER.lora_A and lora_B, got {', '.join(strange[:3]) or 'none'}")
+    return {f"{name}.weight": tensor.float() * (scale if name.endswith(B) else 1.0) for name, tensor in state.items()}
+
+
+def write_lora(path: Path | str, state: Mapping[str, Tensor], scale: float) -> Path:
+    """Write ``roles.state_dict(role)`` as a LoRA for diffusers and return its file.
+
+    Args:
+        path: a ``.safetensors`` file, or a folder, which gets ``pytorch_lora_weights.safetensors``.
+        state: weights of the role.
+        scale: ``alpha / rank`` of the role.
+
+    Raises:
+        ValueError: as `lora_for_diffusers`.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.cpu().contiguous() for name, value in lora_for_diffusers(state, scale).items()}
+    layers = sorted({name.removeprefix(PREFIX).rpartition(A)[0] for name in tensors if name.endswith(f"{A}.weight")})
+    rank = next(len(value) for name, value in tensors.items() if name.endswith(f"{A}.weight"))
+    config = {"r": rank, "lora_alpha": rank, "target_modules": layers}
+    metadata = {"format": "pt", METADATA: json.dumps({f"{PREFIX}{name}": value for name, value in config.items()})}
+    file = lora_file(path)
+    write_file(file, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    return file
+
+
+def save_lora(path: Path | str, roles: LoRARoles, role: str = "student") -> Path:
+    """Write a role as a LoRA that ``SanaPipeline.load_lora_weights`` and its like load; returns the file."""
+    return write_lora(path, roles.state_dict(role), roles.alpha / roles.rank)
+
+
+def read_lora(path: Path | str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Weights by their names in the roles, and the scale of each layer, from a LoRA file of diffusers or peft.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not a plain LoRA of a transformer.
+    """
+    file = lora_file(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no LoRA file {file}")
+    tensors = read_tensors(file)
+    state, alphas, strange = {}, {}, []
+    for name, value in tensors.items():
+        plain = _with_prefix(name.removesuffix(".weight").replace(".default", ""))
+        if plain.endswith((A, B)) and value.dim() == 2:
+            state[plain] = value.float()
+        elif plain.endswith(".alpha"):
+            alphas[plain.removesuffix(".alpha")] = float(value)
+        else:
+            strange.append(name)
+    if strange or not state:
+        raise ValueError(f"{file} is not a plain LoRA of a transformer: {', '.join(strange[:3]) or 'no lora_A in it'}")
+    return state, _scales(state, alphas, _metadata(file))
+
+
+def load_lora(path: Path | str, roles: LoRARoles, role: str = "student") -> None:
+    """Let ``role`` begin or go on from a LoRA file; its scale is carried over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file's layers or rank are not those of the roles; nothing is changed then.
+    """
+    state, scales = read_lora(path)
+    own = roles.alpha / roles.rank
+    fitted = {
+        name: value * (scales[name.removesuffix(B)] / own) if name.endswith(B) else value
+        for name, value in state.items()
+    }
+    try:
+        roles.load_state_dict(role, fitted)
+    except ValueError as error:
+        raise ValueError(f"{lora_file(path)}: {error}") from error
+
+
+def save_merged(path: Path | str, roles: LoRARoles, role: str = "student") -> None:
+    """Write the whole transformer with the role in its weights, as ``from_pretrained`` reads it.
+
+    Raises:
+        TypeError: the backbone is no transformer of diffusers.
+    """
+    merged: Any = getattr(roles.merged(role), "transformer", None)
+    if not hasattr(merged, "save_pretrained"):
+        raise TypeError(f"merging needs roles on a transformer of diffusers, got {type(roles.module).__name__}")
+    merged.save_pretrained(path)
+
+
+def lora_file(path: Path | str) -> Path:
+    """The file itself, for a file or the folder it lies in."""
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / FILE_NAME
+
+
+def _with_prefix(name: str) -> str:
+    """A name as the roles have it; trainers write it bare or behind the wrapper of peft."""
+    bare = name.removeprefix("base_model.model.").removeprefix(PREFIX)
+    return f"{PREFIX}{bare}"
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        text = (opened.metadata() or {}).get(METADATA)
+    found: dict[str, Any] = {} if text is None else json.loads(text)
+    return {name.removeprefix(PREFIX): value for name, value in found.items()}
+
+
+def _scales(state: Mapping[str, Tensor], alphas: Mapping[str, float], config: Mapping[str, Any]) -> dict[str, float]:
+    """``alpha / rank`` by layer: from an alpha of its own, else from the metadata, else 1."""
+    if config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise ValueError("a LoRA with ranks or scales of its own for some layers is not supported")
+    scales = {}
+    for name, value in state.items():
+        if name.endswith(A):
+            layer, rank = name.removesuffix(A), value.shape[0]
+            scales[layer] = alphas.get(layer, float(config.get("lora_alpha", rank))) / rank
+    missing = {name.removesuffix(B) for name in state if name.endswith(B)} ^ scales.keys()
+    if missing:
+        raise ValueError(f"lora_A or lora_B is missing for {', '.join(sorted(missing)[:3])}")
+    return scales

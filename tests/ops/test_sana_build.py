@@ -1,0 +1,60 @@
+"""The kernels of SANA compile for every supported GPU, within its registers. No GPU is needed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# One build serves all tests of this file, so one worker runs them.
+pytestmark = [
+    pytest.mark.xdist_group("sana-build"),
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
+]
+CAPABILITIES = [80, 86, 89, 90, 100, 120]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("build")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache"), "TRITON_DEFAULT_FP_FUSION": "0"}
+    environment.pop("TRITON_INTERPRET", None)
+    program = Path(__file__).with_name("build_sana.py")
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program), str(folder / "built.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads((folder / "built.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_kernel_compiles_without_spills(built: list[dict[str, Any]], capability: int) -> None:
+    found = [one for one in built if one["capability"] == capability]
+    assert sorted((one["case"], one["dtype"]) for one in found) == [
+        ("gated_depthwise", "bfloat16"),
+        ("gated_depthwise", "float32"),
+        ("linear_attention", "bfloat16"),
+        ("linear_attention", "float32"),
+    ]
+    for one in found:
+        assert (one["stack"], one["local"]) == (0, 0), one
+
+
+def test_bfloat16_products_run_on_tensor_cores(built: list[dict[str, Any]]) -> None:
+    for one in built:
+        uses = bool(one["matrix"])
+        assert uses == (one["case"] == "linear_attention" and one["dtype"] == "bfloat16"), one
+
+
+def test_no_atomics(built: list[dict[str, Any]]) -> None:
+    """Equal inputs give equal bits."""
+    assert [one for one in built if one["atomics"]] == []
