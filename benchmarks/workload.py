@@ -2,12 +2,10 @@
 
 import copy
 import hashlib
-import json
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import mfd_fast
 from fields import FOLDER, NO_LABEL, Pair
@@ -18,7 +16,7 @@ from mfd_fast.storage import read_tensors, write_tensors
 
 GUIDANCE = 4.5
 STEP_SIZE = 0.02
-FINE_STEP = 0.02
+FINE_STEP = 0.03
 """Fourth-order steps of the reference, in float64."""
 Velocities = tuple[Tensor, Tensor]
 """Mean velocities of the guided teacher and of the auxiliary, ``[B, ...]`` each."""
@@ -61,25 +59,21 @@ def conditions(draw: Draw) -> dict[str, object]:
     }
 
 
-def fine_velocities(pair: Pair, draws: list[Draw]) -> list[Velocities]:
-    """Mean velocities in float64 by fourth-order steps; computed once for a pair and kept beside its weights."""
-    names = {"fields": weights_digest(pair), "step": FINE_STEP, "rows": [len(draw.x) for draw in draws]}
-    digest = hashlib.sha256(json.dumps(names).encode())
-    for draw in draws:
-        digest.update(draw.x.numpy().tobytes() + draw.t.numpy().tobytes() + draw.r.numpy().tobytes())
+def fine_velocities(pair: Pair, draw: Draw) -> Velocities:
+    """Mean velocities in float64 by fourth-order steps; computed once and kept beside the weights of the pair."""
+    digest = hashlib.sha256(f"{weights_digest(pair)} {FINE_STEP} {GUIDANCE}".encode())
+    for part in draw:
+        digest.update(part.numpy().tobytes())
     file = FOLDER / f"fine-{digest.hexdigest()[:16]}.safetensors"
     if not file.is_file():
         teacher, auxiliary = (copy.deepcopy(network).double() for network in pair[:2])
-        tensors = {}
-        for index, draw in enumerate(tqdm(draws, desc="fine solutions in float64", unit="draw")):
-            u = mfd_fast.mean_velocity_pair(
-                teacher, auxiliary, draw.x.double(), draw.t.double(), draw.r.double(),
-                solver="rk4", step_size=FINE_STEP, runner="eager", **conditions(draw),
-            )  # fmt: skip
-            tensors |= {f"teacher{index}": u[0], f"auxiliary{index}": u[1]}
-        write_tensors(file, tensors)
+        u_teacher, u_auxiliary = mfd_fast.mean_velocity_pair(
+            teacher, auxiliary, draw.x.double(), draw.t.double(), draw.r.double(),
+            solver="rk4", step_size=FINE_STEP, runner="eager", **conditions(draw),
+        )  # fmt: skip
+        write_tensors(file, {"teacher": u_teacher, "auxiliary": u_auxiliary})
     kept = read_tensors(file)
-    return [(kept[f"teacher{index}"], kept[f"auxiliary{index}"]) for index in range(len(draws))]
+    return kept["teacher"], kept["auxiliary"]
 
 
 def weights_digest(pair: Pair) -> str:

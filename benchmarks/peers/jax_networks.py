@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax import Array
 from torch import nn
 
@@ -119,3 +120,8 @@ def _sequential(network: nn.Sequential) -> RowField:
 def to_jax(values: Any) -> Array:
     """A torch tensor as an array."""
     return jnp.asarray(np.asarray(values))
+
+
+def to_torch(values: Array) -> torch.Tensor:
+    """A finished array as a tensor; waits for it."""
+    return torch.from_numpy(np.array(values))
