@@ -115,8 +115,9 @@ class Diffrax:
         self._guidance = (diffrax_peer.Guidance(GUIDANCE, NO_LABEL), None)
         self._made: dict[tuple[str, str], tuple[Any, ...]] = {}
 
-    def way(self, how: str, solver: str, amount: float) -> Way:
-        """``how`` is rescaled (``amount`` equal steps for all rows), rows (step size) or adaptive (tolerance)."""
+    def way(self, choice: "DiffraxChoice") -> Way:
+        """One of diffrax's solvers, as ``choice`` says."""
+        how, solver, *amounts = choice
         if (how, solver) not in self._made:
             make = {
                 "rescaled": self._peer.rescaled_batch,
@@ -132,14 +133,46 @@ class Diffrax:
         def run(draw: Draw) -> Velocities:
             from peers.jax_networks import to_jax, to_torch
 
-            argument: Any = amount
-            if how == "rows":
-                argument = to_jax(loops.steps_of(draw.t, draw.r, amount).float())
             given = [to_jax(part) for part in draw]
-            u_teacher, u_auxiliary = (
-                to_torch(solve(parameters, *given, argument)[0])
-                for solve, (_, parameters) in zip(solves, self._fields, strict=True)
-            )
-            return u_teacher, u_auxiliary
+            u = []
+            for solve, (_, parameters), amount in zip(solves, self._fields, amounts, strict=True):
+                argument: Any = amount
+                if how == "rows":
+                    argument = to_jax(loops.steps_of(draw.t, draw.r, amount).float())
+                u.append(solve(parameters, *given, argument)[0])
+            return to_torch(u[0]), to_torch(u[1])
 
-        return Way(f"diffrax {solver}, {how} {amount:g}", run)
+        return Way(f"diffrax {solver}, {how} {amounts[0]:g}, auxiliary {amounts[1]:g}", run)
+
+
+class DiffraxChoice(NamedTuple):
+    """How diffrax integrates a pair."""
+
+    how: str
+    """rescaled: so many equal steps in every row; rows: a largest step; adaptive: a tolerance."""
+    solver: str
+    amount: float
+    auxiliary_amount: float
+
+
+# What is tried at equal error, cheapest first by evaluations. The auxiliary is not guided and needs far fewer.
+OWN_CANDIDATES = (
+    Choice("rk4", 0.25, "midpoint", 0.3, torch.bfloat16),
+    Choice("ab2", 0.055, "midpoint", 0.3, torch.bfloat16),
+    Choice("ab2", 0.048, "midpoint", 0.3, torch.bfloat16),
+    Choice("rk4", 0.2, "midpoint", 0.3, torch.bfloat16),
+    Choice("midpoint", 0.08, "midpoint", 0.3, torch.bfloat16),
+    Choice("ab2", 0.043, "midpoint", 0.2, torch.bfloat16),
+    Choice("ab2", 0.04, "midpoint", 0.2, torch.bfloat16),
+)
+DIFFRAX_CANDIDATES = (
+    DiffraxChoice("rescaled", "Midpoint", 4, 2),
+    DiffraxChoice("rescaled", "Bosh3", 2, 1),
+    DiffraxChoice("rescaled", "Ralston", 4, 2),
+    DiffraxChoice("rescaled", "Bosh3", 3, 1),
+    DiffraxChoice("rescaled", "Midpoint", 5, 2),
+    DiffraxChoice("rows", "Midpoint", 0.08, 0.3),
+    DiffraxChoice("rescaled", "Heun", 4, 2),
+    DiffraxChoice("rescaled", "Dopri5", 2, 1),
+    DiffraxChoice("adaptive", "Bosh3", 0.1, 0.3),
+)
