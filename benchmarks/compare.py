@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import figures
 from clock import conditions, cpu_seconds, gemm_gain
-from contenders import DIFFRAX_CANDIDATES, OWN_CANDIDATES, Choice, Diffrax, Own, Run, Way, euler, torch_peers
+from contenders import DIFFRAX_CANDIDATES, OWN_CANDIDATES, Diffrax, Own, Run, Way, euler, torch_peers
 from fields import trained_pair
 from limit import best_per_row
 from mfd_fast.storage import write_json
@@ -75,17 +75,16 @@ def main() -> None:
     chosen = [way for way in best.values() if way is not None]
     measured, limits = race([*ways, *chosen], draws, fine, pair.teacher)
     gain = gemm_gain()
-    table = ratio_table(measured, best, limits, draws)
+    table = ratio_table(measured, best, limits)
     results: dict[str, Any] = {
         "conditions": {"start": at_start, "end": conditions(), "quick": options.quick, "draws": len(draws)},
         "gemm": gain,
         "fields": pair.record,
         "table": table,
         "ways": {name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in measured.items()},
-        "tried_at_equal_error": {
-            name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in curve.items()
-        },
+        "tried_at_equal_error": {name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in curve.items()},
         "limit": limits,
+        "padding_waste": [padding_waste(draw) for draw in draws],
         "sequential_mlps": sequential_mlps(calls=100 if options.quick else 1000),
     }
     if not options.quick:
@@ -149,7 +148,7 @@ def _timed(run: Run, draw: Draw) -> tuple[float, Velocities]:
 
 
 def ratio_table(
-    measured: dict[str, Measured], best: dict[str, Way | None], limits: dict[str, list[float]], draws: list[Draw]
+    measured: dict[str, Measured], best: dict[str, Way | None], limits: dict[str, list[float]]
 ) -> list[dict[str, Any]]:
     """The lines of the table with their medians and spread; a line without a solver within the error has None."""
     ours, low = f"mfd_fast compiled: {euler().words()}", f"mfd_fast compiled: {euler(dtype=torch.bfloat16).words()}"
@@ -191,6 +190,11 @@ def print_table(results: dict[str, Any]) -> None:
         f"({gemm['onednn_over_mkl']:.2f} times; the targets presume {PRESUMED_GEMM_GAIN}); "
         f"bfloat16 {gemm['bfloat16']:.0f}"
     )
+    waste = statistics.median(results["padding_waste"])
+    print(f"padding waste of lock-step: {waste:.2f}")
+    if gemm["onednn_over_mkl"] < PRESUMED_GEMM_GAIN:
+        expected = 0.9 * waste * max(1.0, gemm["onednn_over_mkl"])
+        print(f"on this machine the first line is expected to be at least {expected:.2f} instead")
     for line in results["table"]:
         ratio = "-" if line["ratio"] is None else f"{line['ratio']:.2f}"
         print(f"{line['workload']:48} {ratio:>7} (at least {line['at_least']:g})  {line['against']}")

@@ -80,9 +80,11 @@ def torch_peers(pair: Pair) -> list[Way]:
     """Euler 0.02 by loops and by the libraries of PyTorch; eager, as they come."""
     fields = (guided(pair.teacher, GUIDANCE, NO_LABEL), conditional(pair.auxiliary))
     low = tuple(copy.deepcopy(network).bfloat16() for network in (pair.teacher, pair.auxiliary))
-    low_fields = (guided(low[0], GUIDANCE, NO_LABEL), conditional(low[1]))
+    low_fields = tuple(
+        loops.cast_to(field, torch.bfloat16) for field in (guided(low[0], GUIDANCE, NO_LABEL), conditional(low[1]))
+    )
 
-    def both(integrate: Callable[..., torch.Tensor], of: tuple[Any, Any] = fields, **options: Any) -> Run:
+    def both(integrate: Callable[..., torch.Tensor], of: tuple[Any, ...] = fields, **options: Any) -> Run:
         @torch.no_grad()
         def run(draw: Draw) -> Velocities:
             u_teacher, u_auxiliary = (
@@ -125,8 +127,7 @@ class Diffrax:
                 "adaptive": self._peer.adaptive_rows,
             }[how]
             self._made[how, solver] = tuple(
-                make(field, solver, guidance)
-                for (field, _), guidance in zip(self._fields, self._guidance, strict=True)
+                make(field, solver, guidance) for (field, _), guidance in zip(self._fields, self._guidance, strict=True)
             )
         solves = self._made[how, solver]
 
@@ -157,13 +158,12 @@ class DiffraxChoice(NamedTuple):
 
 # What is tried at equal error, cheapest first by evaluations. The auxiliary is not guided and needs far fewer.
 OWN_CANDIDATES = (
-    Choice("rk4", 0.25, "midpoint", 0.3, torch.bfloat16),
-    Choice("ab2", 0.055, "midpoint", 0.3, torch.bfloat16),
     Choice("ab2", 0.048, "midpoint", 0.3, torch.bfloat16),
+    Choice("ab2", 0.043, "midpoint", 0.3, torch.bfloat16),
+    Choice("ab2", 0.043, "midpoint", 0.2, torch.bfloat16),
     Choice("rk4", 0.2, "midpoint", 0.3, torch.bfloat16),
     Choice("midpoint", 0.08, "midpoint", 0.3, torch.bfloat16),
-    Choice("ab2", 0.043, "midpoint", 0.2, torch.bfloat16),
-    Choice("ab2", 0.04, "midpoint", 0.2, torch.bfloat16),
+    Choice("ab2", 0.03, "midpoint", 0.2, torch.bfloat16),
 )
 DIFFRAX_CANDIDATES = (
     DiffraxChoice("rescaled", "Midpoint", 4, 2),

@@ -1,8 +1,8 @@
 """The trained fields that everything is measured on: a teacher of handwritten digits and an auxiliary beside it.
 
 The teacher learns the digits with class labels; the auxiliary is a copy that went on learning from the teacher's own
-coarse samples, as the auxiliary of a distillation does. Both are trained once, seeded, and kept in ``benchmarks/fields``
-(ignored by git): about five minutes on one core for the DiT, seconds for the MLP.
+coarse samples, as the auxiliary of a distillation does. Both are trained once, seeded, and kept in
+``benchmarks/fields`` (ignored by git): about five minutes on one core for the DiT, seconds for the MLP.
 """
 
 import copy

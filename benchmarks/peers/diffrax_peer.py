@@ -1,4 +1,4 @@
-"""diffrax (JAX) on rows with their own intervals: jit, vmap over rows, one compilation for a solver and a batch size."""
+"""diffrax (JAX) on rows with their own intervals: jit, vmap over rows, one compilation a solver and batch size."""
 
 import os
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def _solve(
 
 
 def rescaled_batch(field: RowField, solver: str, guidance: Guidance | None = None) -> Integrate:
-    """``integrate(p, x, t, r, label, steps [])``: one solve of the whole batch on [0, 1], the same steps in all rows."""
+    """``integrate(p, x, t, r, label, steps [])``: one solve of the batch on [0, 1], all rows in step."""
 
     def batch(p: Parameters, x: Array, t: Array, r: Array, label: Array, steps: Array) -> tuple[Array, Array]:
         rows = jax.vmap(with_guidance(field, guidance), (None, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""This package's DiT and MLP, and Sequential MLPs, once more in plain jax.numpy: one row at a time, for ``jax.vmap``."""
+"""This package's DiT and MLP, and Sequential MLPs, once more in plain jax.numpy: one row, for ``jax.vmap``."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def _condition(p: Parameters, t: Array, label: Array) -> Array:
 
 
 def _dit(network: DiT) -> RowField:
-    (rows, columns), (channels, height, width) = network.grid, network.sample_shape
+    (rows, columns), (channels, height, _width) = network.grid, network.sample_shape
     side, heads, depth = height // rows, network.options["heads"], len(network.blocks)
 
     def attend(p: Parameters, name: str, tokens: Array) -> Array:
@@ -65,9 +65,7 @@ def _dit(network: DiT) -> RowField:
         return _linear(p, f"{name}.project", mixed.reshape(length, features))
 
     def block(p: Parameters, name: str, tokens: Array, condition: Array) -> Array:
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = jnp.split(
-            _linear(p, f"{name}.modulation", condition), 6
-        )
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = jnp.split(_linear(p, f"{name}.modulation", condition), 6)
         tokens = tokens + gate_a * attend(p, name, _norm(tokens, 1e-6) * (1 + scale_a) + shift_a)
         hidden = _linear(p, f"{name}.mlp_in", _norm(tokens, 1e-6) * (1 + scale_m) + shift_m)
         return tokens + gate_m * _linear(p, f"{name}.mlp_out", jax.nn.gelu(hidden, approximate=True))

@@ -7,9 +7,7 @@ from peers.guided import Field
 from peers.loops import steps_of
 
 
-def torchdiffeq_same_numbers(
-    field: Field, x: Tensor, t: Tensor, r: Tensor, label: Tensor, step_size: float
-) -> Tensor:
+def torchdiffeq_same_numbers(field: Field, x: Tensor, t: Tensor, r: Tensor, label: Tensor, step_size: float) -> Tensor:
     """torchdiffeq's Euler, each row with its own step size and number of steps.
 
     Time is rescaled so that all rows take the steps of the widest; one that is done gets velocity zero. The numbers
@@ -58,9 +56,7 @@ def torchode_euler(field: Field, x: Tensor, t: Tensor, r: Tensor, label: Tensor,
         return field(state.view(x.shape), now, label).flatten(1)
 
     width = r - t
-    solver = torchode.AutoDiffAdjoint(
-        torchode.Euler(term=torchode.ODETerm(flat_field)), torchode.FixedStepController()
-    )
+    solver = torchode.AutoDiffAdjoint(torchode.Euler(term=torchode.ODETerm(flat_field)), torchode.FixedStepController())
     problem = torchode.InitialValueProblem(y0=x.flatten(1), t_start=t, t_end=r)
     end = solver.solve(problem, dt0=width / steps_of(t, r, step_size)).ys[:, -1]
     return (end.view(x.shape) - x) / width.view(-1, *[1] * (x.dim() - 1))

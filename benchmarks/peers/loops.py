@@ -1,5 +1,6 @@
 """Integrations written out by hand: what a training script does without a library."""
 
+import itertools
 import math
 
 import torch
@@ -60,7 +61,7 @@ def released_loop(
         steps = max(1, math.ceil(abs(start - end) / step_size - 1e-6))
         grid = (torch.linspace(start, end, steps + 1) * 1000).round().div(1000).to(dtype)
         state = begin = x[row : row + 1].to(dtype)
-        for now, after in zip(grid[:-1], grid[1:], strict=True):
+        for now, after in itertools.pairwise(grid):
             state = state + (after - now) * field(state, now.view(1), label[row : row + 1]).float()
         means.append((state - begin) / (torch.tensor([end], dtype=dtype) - torch.tensor([start], dtype=dtype)))
     return torch.cat(means).float()

@@ -11,7 +11,6 @@ from mfd_fast.models.attention import attention, check_backend, merge_heads, spl
 from mfd_fast.models.base import VelocityNetwork, checked_count, zero_linear
 from mfd_fast.models.embeddings import ConditionEmbedding
 
-
 TWICE_SQRT_2_OVER_PI = 1.5957691216057308
 
 
