@@ -218,9 +218,8 @@ def print_case(found: dict[str, Any]) -> None:
             error = f"  gradient error {seen['gradient_error']:.1e}" if "gradient_error" in seen else ""
             peak = "" if seen["peak_gib"] is None else f"  peak {seen['peak_gib']:.1f} GiB"
             waits = "" if seen["synchronisations"] is None else f"  {seen['synchronisations']} synchronisations"
-            print(
-                f"  {title:18} {name:22} {1e3 * seen['seconds']:10.1f} ms {base / seen['seconds']:6.2f}x{error}{peak}{waits}"
-            )
+            took = f"{1e3 * seen['seconds']:10.1f} ms {base / seen['seconds']:6.2f}x"
+            print(f"  {title:18} {name:22} {took}{error}{peak}{waits}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_fastest_is_within_the_error_in_every_draw(monkeypatch: pytest.MonkeyPat
 def test_wrong_numbers_are_not_timed() -> None:
     good = way("own", 0.0, True)
     check([good, way("same", 1e-5, True), way("near", 0.05)], DRAW)
-    with pytest.raises(SystemExit, match="not the same: its gradient differs by 1.0e-03"):
+    with pytest.raises(SystemExit, match="not the same: its gradient differs"):
         check([good, way("not the same", 1e-3, True)], DRAW)
     with pytest.raises(SystemExit, match="far"):
         check([good, way("far", 0.2)], DRAW)
