@@ -15,7 +15,7 @@ INSTALL := $(PIP) install --quiet --no-warn-script-location $(PIP_ARGS)
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 HAS_TORCH := import sys, torch; sys.exit(tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11))
 
-.PHONY: help setup demo demo-occupancy test lint format bench chaos fuzz sanitize clean
+.PHONY: help setup demo demo-occupancy test lint format bench bench-gpu chaos fuzz sanitize clean
 .DELETE_ON_ERROR:
 # Two pips at work in one environment break it.
 .NOTPARALLEL:
@@ -28,7 +28,8 @@ help:
 	@echo "make test     run the tests, with coverage"
 	@echo "make lint     check style (ruff) and types (mypy on the installed package)"
 	@echo "make format   rewrite the sources in the house style"
-	@echo "make bench    run the benchmarks; writes benchmarks/results/cpu.json"
+	@echo "make bench    check, then time this package and its peers; table, JSON and figures in benchmarks/results/"
+	@echo "make bench-gpu  the same on a CUDA device, with SANA-1.6B-shaped and occupancy-shaped networks"
 	@echo "make chaos    kill trainings at random moments, CHAOS_KILLS=200 of them, and compare what comes out"
 	@echo "make fuzz     spoilt inputs for every parser, FUZZ_SECONDS=600 each; FUZZ='--engine atheris npz' to choose"
 	@echo "make sanitize run the tests of the C++ core with address and undefined-behaviour sanitizers"
@@ -38,6 +39,7 @@ help:
 	@echo "          VENV=.venv-312                another folder for the environment"
 	@echo "          TORCH='torch==2.11.0'         a torch of your own choice; otherwise one that PYTHON has"
 	@echo "                                        is reused, or the version in constraints.txt installed"
+	@echo "          QUICK=1                       make bench in a few minutes: two draws in place of eight"
 	@echo "          PIP_ARGS='--extra-index-url URL'"
 	@echo "                                        passed to every pip install"
 
@@ -79,7 +81,12 @@ format: $(STAMPS)/lint
 	@if command -v clang-format >/dev/null; then clang-format -i csrc/*.cpp csrc/*.hpp; fi
 
 bench: $(STAMPS)/bench
-	@OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-enable --benchmark-only --benchmark-json benchmarks/results/cpu.json
+	@OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks --benchmark-enable --benchmark-only --benchmark-timer time.process_time \
+		--benchmark-json benchmarks/results/cpu.json
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compare.py $(if $(QUICK),--quick)
+
+bench-gpu: $(STAMPS)/bench
+	@$(BIN)/python benchmarks/gpu_compare.py
 
 chaos: $(STAMPS)/test
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/chaos.py --kills $(CHAOS_KILLS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mfd_fast
 from mfd_fast.bench import Timing, compare_runners, format_timings
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.intervals import Uniform, sample_pairs
@@ -55,3 +56,23 @@ def test_table() -> None:
     assert len(table) == 3
     assert table[1].split() == ["compiled", "2.00", "1.00x", "1.0e-02", "9.5"]
     assert table[2].split() == ["eager", "5.00", "2.50x", "1.0e-02", "9.5"]
+
+
+def test_the_error_of_a_pair_is_that_of_the_gradient() -> None:
+    x, t, r = problem()
+    far, near = Gaussian(mean=3.0, std=0.5), Gaussian(mean=1.0, std=0.5)
+    (timing,) = (
+        found
+        for found in compare_runners(near, x, t, r, auxiliary=far, step_size=0.1, repeats=1)
+        if found.name == "eager"
+    )
+    u = [mfd_fast.mean_velocity(field, x, t, r, step_size=0.1) for field in (near, far)]
+    exact = [mfd_fast.mean_velocity(field, x, t, r, solver="rk4", step_size=0.01) for field in (near, far)]
+    gap, fine = u[0] - u[1], exact[0] - exact[1]
+    assert timing.error == pytest.approx(float((gap - fine).norm() / fine.norm()), rel=1e-3)
+    assert timing.error > 0.0
+
+
+def test_wrong_arguments_are_not_taken_for_a_runner_that_cannot() -> None:
+    with pytest.raises(ValueError, match="step_size"):
+        compare_runners(Field(), *problem(), step_size=-1.0)

@@ -1,4 +1,4 @@
-"""Commands that look at something: info, doctor."""
+"""Commands that look at something: info, recommend, doctor."""
 
 import argparse
 import json
@@ -28,18 +28,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     limit.add_argument("--max-error", type=float, help="cheapest with at most this relative error")
     limit.add_argument("--max-evaluations", type=float, help="most accurate with at most so many evaluations a row")
     recommend.set_defaults(run_command=run_recommend)
-
-    bench = commands.add_parser("bench", help="time the integration of your field, beside torchdiffeq")
-    bench.add_argument("--field", metavar="MODULE:FACTORY", required=True, help="what builds the field")
-    bench.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --field")
-    bench.add_argument(
-        "--data", default="digits", metavar="NAME|FILE", help="a data set, or npz with x (and condition)"
-    )
-    bench.add_argument("--rows", type=int, default=64, help="rows of the batch (default 64)")
-    bench.add_argument("--step-size", type=float, default=0.02, help="largest Euler step (default 0.02)")
-    bench.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    bench.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    bench.set_defaults(run_command=run_bench)
 
     doctor = commands.add_parser("doctor", help="what is active on this machine and why not; checks a field of yours")
     doctor.add_argument("--json", action="store_true", help="machine-readable")
@@ -166,35 +154,6 @@ def run_recommend(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_bench(options: argparse.Namespace) -> int:
-    """Time a user's field on noised data with logit-normal intervals."""
-    from mfd_fast.bench import compare_runners, format_timings
-    from mfd_fast.intervals import LogitNormal, sample_pairs
-    from mfd_fast.path import interpolate
-    from mfd_fast.streams import make_generator, standard_normal
-    from mfd_fast.training.context import choose_device
-    from mfd_fast.user_code import load_field
-
-    for name in ("rows", "threads"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    device = choose_device(options.device, "--device")
-    torch.set_num_threads(options.threads)
-    field = load_field(options.field, options.weights)
-    if isinstance(field, torch.nn.Module):
-        field = field.to(device).eval()
-    data, condition = _field_data(options.data)
-    generator = make_generator(0, "bench")
-    index = torch.randint(len(data), (options.rows,), generator=generator)
-    t, r = sample_pairs(LogitNormal(), options.rows, generator=generator)
-    x = interpolate(data[index], standard_normal((options.rows, *data.shape[1:]), generator), t)
-    rows = None if condition is None else {name: value[index].to(device) for name, value in condition.items()}
-    print(f"{options.rows} rows, logit-normal intervals, Euler {options.step_size:g}, {options.threads} thread(s)")
-    timings = compare_runners(field, x.to(device), t, r, step_size=options.step_size, condition=rows)
-    print(format_timings(timings))
-    return 0
-
-
 def run_doctor(options: argparse.Namespace) -> int:
     """Examine the machine, or a field; exit code 1 when something is wrong."""
     from mfd_fast.doctor import as_json, examine, format_checks, self_test
@@ -211,7 +170,7 @@ def _check_field(options: argparse.Namespace) -> int:
     from mfd_fast.field_check import check_field
     from mfd_fast.user_code import load_field
 
-    data, condition = _field_data(options.data)
+    data, condition = field_data(options.data)
     report = check_field(load_field(options.field, options.weights), data, condition=condition)
     if options.json:
         print(json.dumps({"ok": report.ok, "lines": report.lines, "suggestion": report.suggestion}, indent=2))
@@ -220,7 +179,7 @@ def _check_field(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
+def field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
     """Samples and, for data with labels, their condition: of a data set by name, or of an npz file."""
     if not source.endswith(".npz"):
         from mfd_fast.data import load_dataset

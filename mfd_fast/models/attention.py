@@ -13,10 +13,20 @@ from torch.nn import functional
 from mfd_fast.models.options import nearest
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+SHORT = 32 * 32
+"""Pairs of tokens up to which `_written_out` is faster; measured at 16 to 64 tokens."""
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None and q.device.type == "cpu" and q.dtype in HALF_TYPES and q.shape[2] * k.shape[2] <= SHORT:
+        return _written_out(q, k, v)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by its formula, in float32: on the CPU faster than torch's kernel for few low-precision tokens."""
+    scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)
+    return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,6 +11,8 @@ from mfd_fast.models.attention import attention, check_backend, merge_heads, spl
 from mfd_fast.models.base import VelocityNetwork, checked_count, zero_linear
 from mfd_fast.models.embeddings import ConditionEmbedding
 
+TWICE_SQRT_2_OVER_PI = 1.5957691216057308
+
 
 class DiT(VelocityNetwork):
     """Transformer over square patches whose blocks are modulated by time and label (AdaLN-zero).
@@ -110,7 +112,7 @@ class Block(nn.Module):
         scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(condition).chunk(6, dim=1)
         tokens = tokens + gate_a[:, None] * self._attend(modulated_norm(tokens, scale_a, shift_a))
         hidden = self.mlp_in(modulated_norm(tokens, scale_m, shift_m))
-        out: Tensor = tokens + gate_m[:, None] * self.mlp_out(functional.gelu(hidden, approximate="tanh"))
+        out: Tensor = tokens + gate_m[:, None] * self.mlp_out(gelu_tanh(hidden))
         return out
 
     def _attend(self, tokens: Tensor) -> Tensor:
@@ -130,6 +132,16 @@ class HeadNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``[..., head_dim]`` to the same shape and dtype."""
         return functional.rms_norm(x, x.shape[-1:]) * self.gain.to(x.dtype)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh form, ``x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`` (Hendrycks and Gimpel 2016).
+
+    ``(1 + tanh(y)) / 2`` is ``sigmoid(2 y)``, whose compiled form is three times as fast on the CPU.
+    """
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(TWICE_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x))
+    return functional.gelu(x, approximate="tanh")
 
 
 def modulated_norm(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

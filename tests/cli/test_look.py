@@ -188,13 +188,3 @@ def test_recommend_within_limits(cli: Any, refused: Any, finished: Path) -> None
     (marked,) = [line for line in result.out.splitlines() if line.startswith("->")]
     assert float(marked.split()[-2]) <= 4
     assert "--rows must be at least 1, got 0" in refused("recommend", finished, "--rows", "0")
-
-
-def test_bench_times_a_field(cli: Any, refused: Any, tmp_path: Path) -> None:
-    np.savez(tmp_path / "points.npz", x=np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32))
-    command = ("bench", "--field", "own_fields:good", "--data", "points.npz", "--step-size", "0.2")
-    result = cli(*command, "--rows", "8")
-    assert result.code == 0
-    assert "8 rows, logit-normal intervals, Euler 0.2, 1 thread(s)" in result.out
-    assert {line.split()[0] for line in result.out.splitlines()[2:]} == {"eager", "torchdiffeq"}
-    assert "--rows must be at least 1, got 0" in refused(*command, "--rows", "0")

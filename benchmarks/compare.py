@@ -1,0 +1,209 @@
+"""The ratio table: this package and its peers on the same trained fields, draws and accuracy measure.
+
+    make bench            eight draws of intervals, about a quarter of an hour on one core
+    make bench QUICK=1    two draws and fewer candidates, a few minutes
+
+Every way is checked before it is timed. One thread, CPU time; for each draw all ways run one after the other, so that
+whatever else the machine does meets all of them; a ratio is the median over the draws of its ratio within a draw.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import figures
+from clock import conditions, cpu_seconds, gemm_gain
+from contenders import DIFFRAX_CANDIDATES, OWN_CANDIDATES, Diffrax, Own, Run, Way, euler, torch_peers
+from fields import trained_pair
+from limit import best_per_row
+from mfd_fast.storage import write_json
+from scaling import scaling
+from small_networks import sequential_mlps
+from workload import Draw, Velocities, fine_velocities, gradient_error, make_draw
+
+RESULTS = Path(__file__).parent / "results"
+FULL_DRAWS, QUICK_DRAWS = 8, 2
+SAME_NUMBERS = 1e-4
+"""Largest relative difference between the gradients of two ways that take the same Euler steps in float32."""
+PRESUMED_GEMM_GAIN = 1.8
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    workload: str
+    ours: str
+    against: str
+    at_least: float
+    stretch: bool = False
+
+
+class Measured(NamedTuple):
+    """What a way showed, draw by draw."""
+
+    seconds: list[float]
+    errors: list[float]
+
+
+def main() -> None:
+    """Check, time, print the table, write the results and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two draws, fewer candidates, no scaling")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    at_start = conditions()
+    pair = trained_pair("dit")
+    draws = [make_draw(seed) for seed in range(QUICK_DRAWS if options.quick else FULL_DRAWS)]
+    fine = [fine_velocities(pair, draw) for draw in tqdm(draws, desc="fine solutions in float64", unit="draw")]
+    own = Own(pair)
+    baseline = own.way(euler())
+    ways = [baseline, own.way(euler(), "eager"), own.way(euler(dtype=torch.bfloat16)), *torch_peers(pair)]
+    check(ways, draws[0].first(12))
+    allowed = [gradient_error(baseline.run(draw), exact) for draw, exact in zip(draws, fine, strict=True)]
+    diffrax = Diffrax(pair)
+    count = 3 if options.quick else None
+    trials = {
+        "mfd_fast": [own.way(choice) for choice in OWN_CANDIDATES],
+        "diffrax": [diffrax.way(choice) for choice in DIFFRAX_CANDIDATES[:count]],
+    }
+    curve: dict[str, Measured] = {}
+    best = {who: fastest(tried, draws, fine, allowed, curve) for who, tried in trials.items()}
+    chosen = [way for way in best.values() if way is not None]
+    measured, limits = race([*ways, *chosen], draws, fine, pair.teacher)
+    gain = gemm_gain()
+    table = ratio_table(measured, best, limits)
+    results: dict[str, Any] = {
+        "conditions": {"start": at_start, "end": conditions(), "quick": options.quick, "draws": len(draws)},
+        "gemm": gain,
+        "fields": pair.record,
+        "table": table,
+        "ways": {name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in measured.items()},
+        "tried_at_equal_error": {name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in curve.items()},
+        "limit": limits,
+        "padding_waste": [padding_waste(draw) for draw in draws],
+        "sequential_mlps": sequential_mlps(calls=100 if options.quick else 1000),
+    }
+    if not options.quick:
+        results["scaling"] = scaling()
+    print_table(results)
+    name = "compare-quick" if options.quick else "compare"
+    write_json(RESULTS / f"{name}.json", results)
+    figures.draw_all(results, RESULTS, name)
+
+
+def check(ways: list[Way], draw: Draw) -> None:
+    """Raise unless the ways that should give this package's numbers do, and the others are no worse by far."""
+    reference = ways[0].run(draw)
+    for way in tqdm(ways[1:], desc="checking the numbers", unit="way"):
+        error = gradient_error(way.run(draw), reference)
+        limit = SAME_NUMBERS if way.same_numbers else 0.1
+        if not error <= limit:
+            raise SystemExit(f"{way.name}: its gradient differs by {error:.1e} from {ways[0].name}; at most {limit:g}")
+
+
+def fastest(
+    ways: list[Way], draws: list[Draw], fine: list[Velocities], allowed: list[float], kept: dict[str, Measured]
+) -> Way | None:
+    """The fastest of ``ways`` whose gradient error is within ``allowed`` in every draw; all trials go to ``kept``."""
+    for way in tqdm(ways, desc="solvers at equal error", unit="way"):
+        way.run(draws[0])  # compiles
+        seconds, errors = [], []
+        for draw, exact in zip(draws, fine, strict=True):
+            took, u = _timed(way.run, draw)
+            seconds.append(took)
+            errors.append(gradient_error(u, exact))
+        kept[way.name] = Measured(seconds, errors)
+    good = [way for way in ways if all(e <= a for e, a in zip(kept[way.name].errors, allowed, strict=True))]
+    return min(good, key=lambda way: statistics.median(kept[way.name].seconds), default=None)
+
+
+def race(
+    ways: list[Way], draws: list[Draw], fine: list[Velocities], network: torch.nn.Module
+) -> tuple[dict[str, Measured], dict[str, list[float]]]:
+    """Time all ways draw by draw, the fast ones twice; beside them the limit of the compiled copy."""
+    measured = {way.name: Measured([], []) for way in ways}
+    limits: dict[str, list[float]] = {"row_evaluations": [], "best_seconds_per_row": [], "share": []}
+    for draw, exact in tqdm(list(zip(draws, fine, strict=True)), desc="timing", unit="draw"):
+        for way in ways:
+            took, u = _timed(way.run, draw)
+            if "mfd_fast" in way.name or "diffrax" in way.name:
+                took = min(took, cpu_seconds(lambda run=way.run, draw=draw: run(draw)))
+            measured[way.name].seconds.append(took)
+            measured[way.name].errors.append(gradient_error(u, exact))
+        per_row = best_per_row(network)
+        limits["row_evaluations"].append(draw.evaluations())
+        limits["best_seconds_per_row"].append(per_row)
+        limits["share"].append(draw.evaluations() * per_row / measured[ways[0].name].seconds[-1])
+    return measured, limits
+
+
+def _timed(run: Run, draw: Draw) -> tuple[float, Velocities]:
+    found: list[Velocities] = []
+    took = cpu_seconds(lambda: found.append(run(draw)))
+    return took, found[0]
+
+
+def ratio_table(
+    measured: dict[str, Measured], best: dict[str, Way | None], limits: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    """The lines of the table with their medians and spread; a line without a solver within the error has None."""
+    ours, low = f"mfd_fast compiled: {euler().words()}", f"mfd_fast compiled: {euler(dtype=torch.bfloat16).words()}"
+    equal, theirs = (None if best[who] is None else best[who].name for who in ("mfd_fast", "diffrax"))
+    diffeq = "torchdiffeq Euler 0.02, same numbers"
+    rows = [
+        Row("DiT, Euler 0.02, float32", ours, diffeq, 5.0),
+        Row("same", ours, "released loop, float32", 4.0),
+        Row("same, bfloat16 networks", low, "released loop, bfloat16", 4.0),
+        Row("same, float32", ours, "torchode Euler 0.02", 5.0),
+        Row("DiT, any solver at Euler 0.02's gradient error", equal or "", diffeq, 12.0),
+        Row("same", equal or "", theirs or "", 3.5),
+    ]
+    lines = []
+    for row in rows:
+        ratios = None
+        if row.ours in measured and row.against in measured:
+            pairs = zip(measured[row.against].seconds, measured[row.ours].seconds, strict=True)
+            ratios = [other / own for other, own in pairs]
+        lines.append({**row._asdict(), "ratio": ratios and statistics.median(ratios), "ratios": ratios})
+    share = {"workload": "DiT, share of the limit", "ours": ours, "against": "row evaluations x best time per row"}
+    lines.append({**share, "at_least": 0.85, "stretch": False, "ratio": statistics.median(limits["share"]),
+                  "ratios": limits["share"]})  # fmt: skip
+    return lines
+
+
+def padding_waste(draw: Draw) -> float:
+    """Rows that a lock-step library computes for each row that is needed."""
+    steps = ((draw.t - draw.r).double() / 0.02 - 1e-6).ceil().clamp(min=1)
+    return float(len(steps) * steps.max() / steps.sum())
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """The table, the machine's matrix products and the small networks as text."""
+    gemm = results["gemm"]
+    print(f"{results['conditions']['end']['processor']}, one thread, CPU time, {results['conditions']['draws']} draws")
+    print(
+        f"float32 products: MKL {gemm['mkl_float32']:.0f}, oneDNN {gemm['onednn_float32']:.0f} GFLOP/s "
+        f"({gemm['onednn_over_mkl']:.2f} times; the targets presume {PRESUMED_GEMM_GAIN}); "
+        f"bfloat16 {gemm['bfloat16']:.0f}"
+    )
+    waste = statistics.median(results["padding_waste"])
+    print(f"padding waste of lock-step: {waste:.2f}")
+    if gemm["onednn_over_mkl"] < PRESUMED_GEMM_GAIN:
+        expected = 0.9 * waste * max(1.0, gemm["onednn_over_mkl"])
+        print(f"on this machine the first line is expected to be at least {expected:.2f} instead")
+    for line in results["table"]:
+        ratio = "-" if line["ratio"] is None else f"{line['ratio']:.2f}"
+        print(f"{line['workload']:48} {ratio:>7} (at least {line['at_least']:g})  {line['against']}")
+    for name, measured in results["ways"].items():
+        milliseconds = 1e3 * statistics.median(measured["seconds"])
+        print(f"  {milliseconds:9.0f} ms  gradient error {statistics.median(measured['gradient_error']):.3f}  {name}")
+    for line in results["sequential_mlps"]:
+        print(f"  Sequential MLP, {line['rows']} rows: {line['words']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The figures of a comparison: error against time, and time against size."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+MARKS = {"mfd_fast": ("o", "#c1121f"), "diffrax": ("s", "#2a6f97"), "torchdiffeq": ("^", "#6c757d"),
+         "torchode": ("v", "#6c757d"), "released": ("D", "#b08968"), "eager": ("x", "#343a40"),
+         "row": ("+", "#343a40")}  # fmt: skip
+LINES = {"compiled": "#c1121f", "eager": "#e09f3e", "torchdiffeq": "#6c757d"}
+
+
+def draw_all(results: dict[str, Any], folder: Path, name: str) -> None:
+    """Write the figures beside the results."""
+    work_precision(results).savefig(folder / f"{name}-work-precision.png", dpi=90)
+    if "scaling" in results:
+        scaling(results["scaling"]).savefig(folder / f"{name}-scaling.png", dpi=90)
+
+
+def work_precision(results: dict[str, Any]) -> Figure:
+    """Gradient error against milliseconds, medians over the draws, one mark a way."""
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    labelled: set[str] = set()
+    for way, measured in {**results["tried_at_equal_error"], **results["ways"]}.items():
+        who = way.split()[0]
+        mark, colour = MARKS[who]
+        milliseconds = 1e3 * statistics.median(measured["seconds"])
+        error = statistics.median(measured["gradient_error"])
+        axes.plot(milliseconds, error, mark, color=colour, label=None if who in labelled else who)
+        labelled.add(who)
+        axes.annotate(_short(way), (milliseconds, error), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.set(xscale="log", yscale="log", xlabel="CPU milliseconds of one pair of mean velocities, 64 rows",
+             ylabel="relative error of the gradient")  # fmt: skip
+    axes.set_title("DiT, 16 tokens, width 256, depth 6; guidance 4.5; one thread", fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _short(way: str) -> str:
+    return way.partition(":")[2].strip() or " ".join(way.split()[1:])
+
+
+def scaling(measured: dict[str, Any]) -> Figure:
+    """Milliseconds against batch, step size, width and depth."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    base = measured["base"]
+    for place, axis in enumerate(("rows", "step_size", "width", "depth")):
+        axes = figure.add_subplot(2, 2, place + 1)
+        values = [float(value) for value in measured[axis]]
+        for way, colour in LINES.items():
+            times = [1e3 * case[way] for case in measured[axis].values()]
+            axes.plot(values, times, "o-", color=colour, label=way, markersize=3)
+        rest = ", ".join(f"{name} {value:g}" for name, value in base.items() if name != axis)
+        axes.set_title(rest, fontsize=8)
+        axes.set(xscale="log", yscale="log", xlabel=axis.replace("_", " "), ylabel="milliseconds")
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(fontsize=8)
+    return figure
