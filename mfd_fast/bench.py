@@ -4,6 +4,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +96,7 @@ def compare_runners(
                 raise
             continue
         u, evaluations = run(**options)
-        seconds = statistics.median(_seconds(lambda options=options: run(**options)) for _ in range(repeats))
+        seconds = statistics.median(_seconds(partial(run, **options)) for _ in range(repeats))
         error = float((u - fine).norm() / fine.norm())
         timings.append(Timing(name, 1e3 * seconds, error, float(evaluations.double().mean())))
     return sorted(timings, key=lambda timing: timing.milliseconds)

@@ -26,7 +26,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention by its formula, in float32: on the CPU faster than torch's kernel for few low-precision tokens."""
     scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)
-    return (scores.softmax(-1) @ v.float()).to(q.dtype)
+    mixed: Tensor = scores.softmax(-1) @ v.float()
+    return mixed.to(q.dtype)
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
