@@ -64,7 +64,6 @@ def examine() -> list[Check]:
         Check("torch", True, f"{torch.__version__}, {_cuda_build()}"),
         *_devices(),
         _core(),
-        _fused(),
         _threads(),
         _triton(),
         _cuda_graphs(),
@@ -129,17 +128,8 @@ def _core() -> Check:
         why = native.why_no_core() or ""
         remedy = "" if "MFD_FAST_CORE" in why else "; reinstall with a C++17 compiler to get it"
         return Check("C++ core", False, f"{why}; the Python definitions run instead{remedy}")
-    return Check("C++ core", True, f"mfd_fast._core, {'with' if core.HAS_OPENMP else 'without'} OpenMP")
-
-
-def _fused() -> Check:
-    core = native.core() if _core().active else None
-    if core is None:
-        return Check("fused MLP rollouts", False, "they need the C++ core")
-    lanes = max(core.MLP_LANES)
-    return Check(
-        "fused MLP rollouts", True, f"runner='fused', vectors of {lanes} floats; mfd_fast.warmup tells if faster"
-    )
+    threads = "with" if core.HAS_OPENMP else "without"
+    return Check("C++ core", True, f"mfd_fast._core, {threads} OpenMP, vectors of {max(core.MLP_LANES)} floats")
 
 
 def _threads() -> Check:

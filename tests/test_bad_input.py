@@ -98,9 +98,13 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "runner": (
         {"runner": "eagr"},
         ValueError,
-        r"^runner must be one of auto, eager, compiled, captured, got 'eagr'; did you mean 'eager'\?$",
+        r"^runner must be one of auto, eager, compiled, fused, captured, got 'eagr'; did you mean 'eager'\?$",
     ),
-    "runner-none": ({"runner": None}, ValueError, "^runner must be one of auto, eager, compiled, captured, got None$"),
+    "runner-none": (
+        {"runner": None},
+        ValueError,
+        "^runner must be one of auto, eager, compiled, fused, captured, got None$",
+    ),
     "rtol-fixed": (
         {"rtol": 1e-3},
         ValueError,

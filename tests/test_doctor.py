@@ -105,11 +105,11 @@ def test_compiler_on_path_decides_about_compile(monkeypatch: pytest.MonkeyPatch)
 def test_runners_of_this_machine_with_reasons_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", sys.executable)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    expected = "on cpu: eager, compiled; not captured: CUDA graphs need a CUDA device, this one is cpu"
+    expected = "on cpu: eager, compiled, fused; not captured: CUDA graphs need a CUDA device, this one is cpu"
     assert found("runners") == Check("runners", True, expected)
     monkeypatch.delenv("CXX")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert found("runners").detail.startswith("on cpu: eager; not compiled: no C++ compiler on PATH")
+    assert found("runners").detail.startswith("on cpu: eager, fused; not compiled: no C++ compiler on PATH")
     assert set(PREPARE) | {"auto"} == set(RUNNERS)
 
 

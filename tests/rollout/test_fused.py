@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 import mfd_fast
 from mfd_fast import native
@@ -327,6 +328,18 @@ def test_auto_takes_what_was_measured() -> None:
     both = mfd_fast.mean_velocity_pair(network, make_network(1), x, t, r, return_stats=True)[2]
     assert (both.teacher.runner, both.auxiliary.runner) == ("fused", "eager")
     assert mfd_fast.mean_velocity(network, x, t, r, differentiable=True, **conditions).requires_grad is False
+
+
+def test_warmup_measures_it_where_nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise TorchDynamoException("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda module, **options: fail)
+    network = make_network()
+    x, t, r, conditions = problem()
+    report = mfd_fast.warmup(network, x, **conditions, guidance_scale=2.0)
+    assert (report.runner, list(report.seconds)) == ("fused", ["eager", "fused"])
+    assert mfd_fast.mean_velocity(network, x, t, r, return_stats=True)[1].runner == "fused"
 
 
 def test_what_decides_about_bits() -> None:
