@@ -64,6 +64,7 @@ def test_padding_waste() -> None:
 def test_words() -> None:
     assert euler().words() == "euler 0.02, float32"
     assert Choice("ab2", 0.05, "midpoint", 0.2, torch.bfloat16).words() == "ab2 0.05, auxiliary midpoint 0.2, bfloat16"
+    assert Choice("rk4", 0.0, "rk4", 0.5, steps=2).words() == "rk4 2 steps, auxiliary rk4 0.5, float32"
 
 
 def test_figures(tmp_path: Path) -> None:
