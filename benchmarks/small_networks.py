@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import mfd_fast
 from clock import cpu_seconds
+from mfd_fast.fields import sequential_mlp
 from mfd_fast.intervals import LogitNormal, sample_pairs
 from mfd_fast.rollout.execute import RUNNERS
 from peers.loops import steps_of
@@ -19,30 +20,14 @@ STEP_SIZE = 0.02
 CHUNKS = 10
 
 
-class TimeAppended(nn.Module):
-    """A Sequential MLP over the state with its time as one more number; follow `nn.Sequential` for what is allowed."""
-
-    def __init__(self, features: int = 2, width: int = 256, depth: int = 3) -> None:
-        super().__init__()
-        sizes = [features + 1, *[width] * depth, features]
-        layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), nn.SiLU()]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The velocity ``[B, features]`` at ``x`` ``[B, features]``, ``t`` ``[B]``."""
-        velocity: Tensor = self.layers(torch.cat([x, t[:, None]], 1))
-        return velocity
-
-
-def make_field() -> nn.Module:
-    """The field of this comparison, in the form that every runner of this version can run."""
+def make_field(features: int = 2, width: int = 256, depth: int = 3) -> sequential_mlp:
+    """A Sequential MLP over the state with its time as one more number."""
     torch.manual_seed(0)
-    plain = TimeAppended().requires_grad_(False)
-    as_sequential = getattr(mfd_fast.fields, "sequential_mlp", None)
-    field: nn.Module = plain if as_sequential is None else as_sequential(plain.layers)
-    return field
+    sizes = [features + 1, *[width] * depth, features]
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return sequential_mlp(nn.Sequential(*layers[:-1]).requires_grad_(False))
 
 
 def sequential_mlps(calls: int = 1000) -> list[dict[str, Any]]:
@@ -51,8 +36,7 @@ def sequential_mlps(calls: int = 1000) -> list[dict[str, Any]]:
     from peers.jax_networks import to_jax, to_torch, translate
 
     field = make_field()
-    layers = next(part for part in field.modules() if type(part) is nn.Sequential)
-    row_field, parameters = translate(layers)
+    row_field, parameters = translate(field.field)
     solves = {"rows": fixed_rows(row_field, "Euler"), "rescaled": rescaled_batch(row_field, "Euler")}
     lines = []
     for rows in tqdm(ROWS, desc="Sequential MLPs", unit="batch size"):
