@@ -28,7 +28,8 @@ def test_demo_leaves_metrics_with_the_promised_keys(finished: Path) -> None:
 
 
 def test_the_presets_measure_the_teacher_at_1_10_and_100_steps() -> None:
-    assert all("evaluate.teacher_steps" not in preset for preset in PRESETS.values())
+    # Forecasts are measured as their paper does.
+    assert all("evaluate.teacher_steps" not in preset for name, preset in PRESETS.items() if "occfm" not in name)
 
 
 def test_demo_leaves_a_report_and_everything_a_user_may_want(finished: Path) -> None:
