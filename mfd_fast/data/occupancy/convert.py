@@ -87,7 +87,7 @@ def _write_files(
             groups.append([])
         groups[-1] += tokens
     described = []
-    with tqdm(total=sum(map(len, groups)), desc="converting", unit="frame", dynamic_ncols=True) as bar:
+    with tqdm(total=sum(map(len, groups)), desc="converting", unit="frame", dynamic_ncols=True, disable=None) as bar:
         for number, tokens in enumerate(groups):
             path = folder / f"frames-{number:04d}.safetensors"
             latents = np.stack([entries[token].latent.astype(np.float32) for token in tokens])
@@ -179,7 +179,7 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     size = path.stat().st_size
-    bar = tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, dynamic_ncols=True)
+    bar = tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, dynamic_ncols=True, disable=None)
     with path.open("rb") as stream, bar:
         try:
             content = read_plain_pickle(stream, lambda position: bar.update(position - bar.n))
