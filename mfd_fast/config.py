@@ -168,7 +168,7 @@ class DataSettings(Section):
 class OptimizerSettings(Section):
     """An optimiser with its schedule."""
 
-    name: Annotated[str, "optimiser", one_of("adam", "adamw")] = "adamw"
+    name: Annotated[str, "optimiser", one_of("adam", "adamw", "adamw8bit")] = "adamw"
     learning_rate: Annotated[float, "highest learning rate", POSITIVE] = 1e-3
     beta1: Annotated[float, "decay of the mean of the gradient", BELOW_ONE] = 0.9
     beta2: Annotated[float, "decay of the mean of the squared gradient", BELOW_ONE] = 0.999
