@@ -113,3 +113,12 @@ def randomize() -> Callable[..., None]:
                     parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def sana_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole tiny random pipeline of SANA; not to be changed."""
+    pytest.importorskip("diffusers")
+    from tiny_pipeline import make_pipeline
+
+    return make_pipeline(tmp_path_factory.mktemp("pipeline"))

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,10 @@ class PromptEncoder:
             raise FileNotFoundError(f"{folder} is no pipeline with a text encoder: it has no {', '.join(missing)}")
         if max_tokens < 2:
             raise ValueError(f"max_tokens must be at least 2, got {max_tokens}")
-        self._pipeline: Any = SanaPipeline.from_pretrained(
-            folder, transformer=None, vae=None, scheduler=None, torch_dtype=dtype, local_files_only=True
-        )
+        parts: dict[str, Any] = {"transformer": None, "vae": None, "scheduler": None, "torch_dtype": dtype}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # new versions call it dtype, old ones know only this name
+            self._pipeline: Any = SanaPipeline.from_pretrained(folder, **parts, local_files_only=True)
         self._pipeline.text_encoder.to(device)
         self._device, self._max_tokens = torch.device(device), max_tokens
         default = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
