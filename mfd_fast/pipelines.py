@@ -1,13 +1,27 @@
 """Pipelines of diffusers on disk or in the hub's cache, of which each part is loaded only where it is needed."""
 
 import hashlib
+import importlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+
+PIPELINES: dict[str, str] = {"sana": "mfd_fast.models.sana:load_network"}
+"""By ``model.name``: ``load(folder, dtype) -> nn.Module``, which loads the transformer as a velocity network."""
+TEACHER_PARTS = ("transformer", "scheduler")
+
+
+def load_network(name: str, folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    """The transformer of a pipeline's folder as a velocity network, frozen, with weights of ``dtype``; nothing else."""
+    module, _, function = PIPELINES[name].partition(":")
+    network: nn.Module = getattr(importlib.import_module(module), function)(folder, dtype)
+    return network
 
 
 def find_pipeline(pipeline: str | Path, parts: Sequence[str], *, download: bool = False) -> Path:
@@ -75,3 +89,23 @@ def weights_digest(module: nn.Module) -> str:
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(raw.numpy()))
     return digest.hexdigest()
+
+
+def stored_variant(part: Path) -> str | None:
+    """The variant ("bf16", "fp16") of a part's weights where the folder holds nothing else."""
+    names = [path.name for path in part.glob("*.safetensors*")]
+    found = {match[1] for name in names if (match := re.match(r"[a-z_]+\.(bf16|fp16)[.-]", name))}
+    plain = any(re.match(r"[a-z_]+(-\d+-of-\d+)?\.safetensors", name) for name in names)
+    return found.pop() if len(found) == 1 and not plain else None
+
+
+def check_schedule(folder: Path, sampler: str, shift: float) -> str | None:
+    """A sentence if the pipeline samples in other steps than the student is trained for; None if all is well."""
+    schedule = read_schedule(folder)
+    if schedule is None or (schedule.sampler, schedule.shift) == (sampler, shift):
+        return None
+    return (
+        f"the pipeline's own scheduler takes other steps ({schedule.sampler or 'unknown'}, shift {schedule.shift:g}) than "
+        f"the student is trained for (distill.student_sampler {sampler}, distill.student_shift {shift:g}); "
+        f"give diffusers one that fits, see docs/sana.md"
+    )

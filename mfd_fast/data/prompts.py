@@ -24,6 +24,7 @@ from mfd_fast.data.prompt_store import (
     write_index,
     write_shard,
 )
+from mfd_fast.pipelines import stored_variant
 from mfd_fast.storage import only_writer, read_json, sha256, write_json
 
 PLAN = "encoding.json"
@@ -102,6 +103,7 @@ class PromptEncoder:
         if max_tokens < 2:
             raise ValueError(f"max_tokens must be at least 2, got {max_tokens}")
         parts: dict[str, Any] = {"transformer": None, "vae": None, "scheduler": None, "torch_dtype": dtype}
+        parts["variant"] = stored_variant(folder / "text_encoder")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # new versions call it dtype, old ones know only this name
             self._pipeline: Any = SanaPipeline.from_pretrained(folder, **parts, local_files_only=True)
