@@ -152,8 +152,8 @@ class ModelSettings(Section):
     """The velocity network."""
 
     name: Annotated[str, "network, a name in MODELS", NOT_EMPTY] = "mlp"
-    options: Annotated[dict[str, Option], "options of that network's constructor"] = field(default_factory=dict)
     pipeline: Annotated[str | None, "diffusers pipeline with the network, a folder or hub id", NOT_EMPTY] = None
+    options: Annotated[dict[str, Option], "options of that network's constructor"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,6 @@ GRID_SIDE = 10
 """Rows and columns of the sample grids."""
 
 
-
 @dataclass(frozen=True)
 class Task:
     """What the student learns to generate, apart from the teacher itself."""

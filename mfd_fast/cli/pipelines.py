@@ -42,7 +42,9 @@ def with_pipeline(settings: Settings, pipeline: str | None) -> Settings:
     return settings
 
 
-def pipeline_teacher(settings: Settings, dataset: Any, device: torch.device, *, download: bool) -> tuple[nn.Module, Any]:
+def pipeline_teacher(
+    settings: Settings, dataset: Any, device: torch.device, *, download: bool
+) -> tuple[nn.Module, Any]:
     """The teacher and the task of a distillation from a pipeline; only the transformer is loaded.
 
     Raises:

@@ -39,7 +39,9 @@ def run_encode(options: argparse.Namespace) -> int:
     from mfd_fast.training.context import choose_device
 
     if options.batch_size < 1 or options.shard_rows < 1:
-        raise ValueError(f"--batch-size and --shard-rows must be at least 1, got {options.batch_size}, {options.shard_rows}")
+        raise ValueError(
+            f"--batch-size and --shard-rows must be at least 1, got {options.batch_size}, {options.shard_rows}"
+        )
     found = read_prompts(options.file)
     print(f"{len(found.prompts)} prompts in {options.file}, {len(found.broken)} broken lines", flush=True)
     for line, reason in found.broken[:SHOWN]:

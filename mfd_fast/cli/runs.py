@@ -133,9 +133,7 @@ def run_distill(options: argparse.Namespace) -> int:
         teacher = load_teacher(options.teacher, options.weights)
     else:
         teacher = (run if options.teacher_run is None else RunFolder(options.teacher_run)).read_teacher()
-    distill(
-        teacher, settings, data, run.path, resume=resume_choice(options), factory=options.teacher, context=context
-    )
+    distill(teacher, settings, data, run.path, resume=resume_choice(options), factory=options.teacher, context=context)
     if context.world.is_main:
         print(f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png")
     return 0

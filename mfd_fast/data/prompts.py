@@ -235,5 +235,3 @@ def latent_shape(folder: Path) -> tuple[int, ...] | None:
         return None
     config = json.loads(path.read_text(encoding="utf-8"))
     return (config["in_channels"], config["sample_size"], config["sample_size"])
-
-

@@ -25,7 +25,12 @@ def decode_latents(folder: Path, latents: Tensor, device: torch.device | str = "
         raise ModuleNotFoundError(f"decoding needs diffusers ({error}): pip install 'mfd_fast[sana]'") from error
     if not (folder / PART / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no VAE to decode pictures with ({folder / PART})")
-    vae = AutoencoderDC.from_pretrained(folder / PART, variant=stored_variant(folder / PART), local_files_only=True).float().to(device).eval()
+    vae = (
+        AutoencoderDC.from_pretrained(folder / PART, variant=stored_variant(folder / PART), local_files_only=True)
+        .float()
+        .to(device)
+        .eval()
+    )
     scale = vae.config.scaling_factor
     with torch.no_grad():
         rows = [vae.decode(row.to(device) / scale, return_dict=False)[0].float().cpu() for row in latents.split(1)]

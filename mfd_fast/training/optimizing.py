@@ -101,7 +101,9 @@ class RoleOptimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's state as named tensors ``INDEX.NAME``."""
-        return {f"{index}.{name}": value for index, (found, _) in self._state().items() for name, value in found.items()}
+        return {
+            f"{index}.{name}": value for index, (found, _) in self._state().items() for name, value in found.items()
+        }
 
     def numbers(self) -> dict[str, Any]:
         """The rest of the state, for JSON."""
