@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-
 PIPELINES: dict[str, str] = {"sana": "mfd_fast.models.sana:load_network"}
 """By ``model.name``: ``load(folder, dtype) -> nn.Module``, which loads the transformer as a velocity network."""
 TEACHER_PARTS = ("transformer", "scheduler")
@@ -105,7 +104,7 @@ def check_schedule(folder: Path, sampler: str, shift: float) -> str | None:
     if schedule is None or (schedule.sampler, schedule.shift) == (sampler, shift):
         return None
     return (
-        f"the pipeline's own scheduler takes other steps ({schedule.sampler or 'unknown'}, shift {schedule.shift:g}) than "
-        f"the student is trained for (distill.student_sampler {sampler}, distill.student_shift {shift:g}); "
+        f"the pipeline's own scheduler takes other steps ({schedule.sampler or 'unknown'}, shift {schedule.shift:g}) "
+        f"than the student is trained for (distill.student_sampler {sampler}, distill.student_shift {shift:g}); "
         f"give diffusers one that fits, see docs/sana.md"
     )

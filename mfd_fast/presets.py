@@ -34,7 +34,8 @@ _SANA: dict[str, Any] = {
     "distill.batch_size": 1,                "distill.sample_rows": 8,       "distill.precision": "bfloat16",
     "distill.student_steps": 4,             "distill.student_sampler": "dpm++",         "distill.student_shift": 3.0,
     "distill.guidance_scale": 4.5,          "distill.rollout.step_size": 0.03,          "distill.roles": "lora",
-    "distill.lora_rank": 64,                "distill.lora_alpha": 64.0,     "distill.lora_targets": ["to_q", "to_k", "to_v"],
+    "distill.lora_rank": 64,                "distill.lora_alpha": 64.0,
+    "distill.lora_targets": ["to_q", "to_k", "to_v"],
     "distill.sample_every": 250,            "distill.checkpoint_every": 250,            "evaluate.num_samples": 36,
     **{f"distill.{role}_optimizer.{key}": value for role in ("student", "auxiliary") for key, value in {
         "name": "adamw8bit", "learning_rate": 1e-4, "weight_decay": 0.01, "clip_norm": 0.5,

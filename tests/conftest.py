@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest

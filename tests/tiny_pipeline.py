@@ -4,7 +4,23 @@ from pathlib import Path
 
 import torch
 
-WORDS = "a bear riding skateboard red cat on the moon photo of an old lighthouse at dawn painting city rain".split()
+WORDS = (
+    "a",
+    "bear",
+    "riding",
+    "skateboard",
+    "red",
+    "cat",
+    "on",
+    "the",
+    "moon",
+    "photo",
+    "of",
+    "an",
+    "old",
+    "dawn",
+    "rain",
+)
 CHANNELS, WIDTH, LATENT_SIDE = 4, 16, 4
 """Channels and side of the latents, width of the text encoder."""
 

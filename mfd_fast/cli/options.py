@@ -92,8 +92,8 @@ def check_names(settings: Settings) -> None:
     method, before hours go into what comes first.
     """
     from mfd_fast.models import model_class
-    from mfd_fast.pipelines import PIPELINES
     from mfd_fast.models.options import check_options
+    from mfd_fast.pipelines import PIPELINES
     from mfd_fast.training.distill import method_from
     from mfd_fast.training.requirements import check_settings
 

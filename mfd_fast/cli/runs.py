@@ -14,7 +14,6 @@ from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import write_json
 
-
 SAMPLES = 100
 """Samples that ``sample`` draws unless said otherwise."""
 

@@ -47,12 +47,12 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_it_follows_adamw(library: str) -> None:
     eight, full = weights(), weights()
     first, second = make(eight), make(full, OptimizerSettings(name="adamw", learning_rate=1e-2, weight_decay=0.1))
-    assert first.kind == library and first.note is None
+    assert (first.kind, first.note) == (library, None)
     update(first, eight, 20)
     update(second, full, 20)
     torch.testing.assert_close(eight[0], full[0], atol=6e-3, rtol=0.0)
     torch.testing.assert_close(eight[1], full[1], atol=1e-5, rtol=0.0)  # small weights keep float32 moments
-    assert float((full[0] - eight[0]).abs().max()) > 0
+    assert not torch.equal(full[0], eight[0])
 
 
 def test_a_resume_is_exact(library: str) -> None:
@@ -93,7 +93,8 @@ def test_without_a_library_moments_are_float32_and_that_is_said(monkeypatch: pyt
     parameters, others = weights(), weights()
     optimizer, adamw = make(parameters), make(others, OptimizerSettings(learning_rate=1e-2, weight_decay=0.1))
     assert optimizer.kind == "adamw"
-    assert optimizer.note is not None and "pip install bitsandbytes" in optimizer.note and "0 MiB" in optimizer.note
+    assert optimizer.note is not None
+    assert "pip install bitsandbytes" in optimizer.note
     update(optimizer, parameters, 3)
     update(adamw, others, 3)
     assert torch.equal(parameters[0], others[0])
@@ -109,6 +110,8 @@ def test_another_librarys_state_is_refused() -> None:
 def test_state_is_taken_apart_and_put_together() -> None:
     state = {"step": 3, "moment": torch.ones(2), "inside": {"codes": torch.zeros(2, dtype=torch.uint8), "count": 1}}
     tensors, others = flatten(state)
-    assert set(tensors) == {"moment", "inside/codes"} and others == {"step": 3, "inside/count": 1}
+    assert set(tensors) == {"moment", "inside/codes"}
+    assert others == {"step": 3, "inside/count": 1}
     again = unflatten(tensors, others)
-    assert again["inside"]["count"] == 1 and again["step"] == 3 and torch.equal(again["moment"], torch.ones(2))
+    assert (again["inside"]["count"], again["step"]) == (1, 3)
+    assert torch.equal(again["moment"], state["moment"])
