@@ -77,7 +77,7 @@ class RoleOptimizer:
         """
         rate = learning_rate(self._settings, self.updates, self._total)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            set_learning_rate(group, rate)
         self._world.average_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         limit = self._settings.clip_norm
@@ -128,6 +128,14 @@ class RoleOptimizer:
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         self._scaler.load_state_dict(dict(numbers["loss_scale"]))
         self.updates = int(numbers["updates"])
+
+
+def set_learning_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the rate of a parameter group in the form that its library keeps it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> tuple[Any, str, str | None]:
