@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ class ShardReader:
 
         self._path = path
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            self._file = cast(Any, safe_open(path, framework="pt"))
             self._embeds, self._mask = self._file.get_slice("embeds"), self._file.get_slice("mask")
             self.ends: Tensor = self._file.get_tensor("ends")
             shape, marks = self._embeds.get_shape(), self._mask.get_shape()

@@ -50,7 +50,7 @@ def test_it_follows_adamw(library: str) -> None:
     assert (first.kind, first.note) == (library, None)
     update(first, eight, 20)
     update(second, full, 20)
-    torch.testing.assert_close(eight[0], full[0], atol=6e-3, rtol=0.0)
+    torch.testing.assert_close(eight[0], full[0], atol=1e-2, rtol=0.0)  # 5 % of how far 20 updates of 0.01 go
     torch.testing.assert_close(eight[1], full[1], atol=1e-5, rtol=0.0)  # small weights keep float32 moments
     assert not torch.equal(full[0], eight[0])
 
