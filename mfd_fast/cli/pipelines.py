@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mfd_fast.config import Settings
 from mfd_fast.pipelines import PIPELINES, TEACHER_PARTS, check_schedule, find_pipeline, load_network
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.storage import write_file
 
 PICTURES = 36
 """Pictures in a grid unless said otherwise: six rows of six."""
@@ -113,14 +114,21 @@ def run_sample_pipeline(options: argparse.Namespace) -> int:
 def write_pictures(pictures: Tensor, grid: Path | None, images: Path | None) -> None:
     """Write ``[N, 3, H, W]`` in [-1, 1] as one picture, as files of their own, or both."""
     from mfd_fast.report import save_image_grid
+    from mfd_fast.report.grid import encode
 
     if grid is not None:
         save_image_grid(grid, pictures, columns=math.ceil(math.sqrt(len(pictures))), scale=1)
         print(f"picture in {grid}")
     if images is not None:
         for number, picture in enumerate(pictures):
-            save_image_grid(images / f"{number:05d}.png", picture[None], columns=1, scale=1)
+            pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            content = encode(pixels, "PNG")
+            write_file(images / f"{number:05d}.png", partial(_write_bytes, content))
         print(f"{len(pictures)} pictures in {images}")
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _conditions(
