@@ -99,7 +99,7 @@ def test_a_batch_trains_as_its_rows_one_by_one_do(make_sana: Callable[..., Any],
     together = trained(teacher, task, rows, 1)
     apart = trained(teacher, task, rows, rows)
     for name, value in together.items():
-        torch.testing.assert_close(value, apart[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value, apart[name], rtol=1e-4, atol=1e-5)
     moved = [float(value.abs().max()) for name, value in together.items() if name.endswith("lora_B")]
     assert min(moved) > 1e-3
 
@@ -122,9 +122,8 @@ def test_two_processes_draw_different_noise_and_times(sana_pipeline: Path, tmp_p
     from mfd_fast.cli import main
 
     encoded, prompts = tmp_path / "encoded", write_prompts(tmp_path / "prompts.tsv")
-    assert (
-        main(["encode-prompts", str(prompts), str(encoded), "--pipeline", str(sana_pipeline), "--device", "cpu"]) == 0
-    )
+    encode = ["encode-prompts", str(prompts), str(encoded), "--pipeline", str(sana_pipeline), "--device", "cpu"]
+    assert main(encode) == 0
     settings = (*COMMON, f"data.root={encoded}", "distill.batch_size=4", "distill.sample_every=0", "run.device=cpu")
     chosen = [part for setting in (*settings, "run.tensorboard=false") for part in ("--set", setting)]
     command = ["distill", "--preset", "sana-1600m", "--pipeline", str(sana_pipeline), *chosen]
