@@ -152,6 +152,7 @@ class ModelSettings(Section):
     """The velocity network."""
 
     name: Annotated[str, "network, a name in MODELS", NOT_EMPTY] = "mlp"
+    pipeline: Annotated[str | None, "diffusers pipeline with the network, a folder or hub id", NOT_EMPTY] = None
     options: Annotated[dict[str, Option], "options of that network's constructor"] = field(default_factory=dict)
 
 
@@ -168,7 +169,7 @@ class DataSettings(Section):
 class OptimizerSettings(Section):
     """An optimiser with its schedule."""
 
-    name: Annotated[str, "optimiser", one_of("adam", "adamw")] = "adamw"
+    name: Annotated[str, "optimiser", one_of("adam", "adamw", "adamw8bit")] = "adamw"
     learning_rate: Annotated[float, "highest learning rate", POSITIVE] = 1e-3
     beta1: Annotated[float, "decay of the mean of the gradient", BELOW_ONE] = 0.9
     beta2: Annotated[float, "decay of the mean of the squared gradient", BELOW_ONE] = 0.999
@@ -254,6 +255,9 @@ class DistillSettings(Section):
     ] = "auto"
     student_steps: Annotated[int, "steps of the student from noise to a sample", COUNT] = 1
     student_shift: Annotated[float, "time shift of the student's steps (1: equal steps)", POSITIVE] = 1.0
+    student_sampler: Annotated[str, "sampler of the student, a name in SAMPLERS", one_of("euler", "dpm++")] = "euler"
+    recompute_steps: Annotated[bool, "compute the student's steps again in backward: memory of one for all"] = False
+    recompute_blocks: Annotated[bool, "compute a transformer's blocks again in backward (SANA)"] = False
     student_gamma: Annotated[float, "share of fresh noise between the student's steps", SHARE] = 0.0
     grad_steps: Annotated[int | None, "last student steps that get a gradient (none: all)", COUNT] = None
     guidance_scale: Annotated[float, "classifier-free guidance of the teacher (1: off)"] = 1.0

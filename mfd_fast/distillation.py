@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import DistillSettings, Settings
-from mfd_fast.data.dataset import Dataset
+from mfd_fast.data.dataset import Dataset, NoSamples
 from mfd_fast.fields import autocast
 from mfd_fast.methods.base import Needs
 from mfd_fast.models import MODELS, describe_model, model_from_description, null_condition
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.lora import LoRARoles
+from mfd_fast.models.sana import SanaNetwork, SanaRoles
+from mfd_fast.pipelines import TEACHER_PARTS, find_pipeline, load_network, weights_digest
+from mfd_fast.previews import Preview, preview_hook
 from mfd_fast.run_folder import RunFolder, build_from_description, with_weights
 from mfd_fast.settings_io import lasting_settings
 from mfd_fast.sharing import shared_copy
@@ -26,7 +29,7 @@ from mfd_fast.training.distill import DistillTraining, SampleHook, method_from, 
 from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_settings, check_task
-from mfd_fast.training.roles import FullRoles, Roles
+from mfd_fast.training.roles import TRAINED, FullRoles, Roles
 from mfd_fast.types import Rows
 
 DEFAULT_NEEDS = Needs()
@@ -50,11 +53,13 @@ class Task:
     """Smallest and largest value of a picture; None for other data."""
     samples: Rows | None = None
     """Real samples ``[N, *sample_shape]`` beside the condition rows, for methods that need data."""
+    preview: Preview | None = None
+    """What is looked at, where samples are no pictures."""
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, teacher: nn.Module) -> "Task":
         """The task of a data set; its conditions are all used, its labels if the teacher has classes."""
-        negative = null_condition(teacher)
+        negative = dataset.negative_condition or null_condition(teacher)
         label = dataset.label if negative is not None and "label" in negative else None
         counts = None if label is None else tuple(torch.bincount(label, minlength=dataset.num_classes or 0).tolist())
         return cls(
@@ -63,7 +68,7 @@ class Task:
             None if negative is None else {name: value.cpu() for name, value in negative.items()},
             counts,
             dataset.value_range,
-            dataset.x,
+            None if isinstance(dataset.x, NoSamples) else dataset.x,
         )
 
 
@@ -109,7 +114,7 @@ def distill(
     check_settings(needs, settings.distill, context.world.size)
     check_task(needs, settings.distill.method, teacher, task.samples, task.negative_condition)
     network = network_description(teacher, factory)
-    if context.world.is_main and folder.has_network("teacher"):
+    if "pipeline" not in network and context.world.is_main and folder.has_network("teacher"):
         check_same_teacher(folder, teacher)
     seed = settings.run.seed
     frozen = frozen_copy(teacher, context)
@@ -124,7 +129,7 @@ def distill(
     if context.world.is_main:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_settings(settings)
-        if not folder.has_network("teacher"):
+        if "pipeline" not in network and not folder.has_network("teacher"):
             folder.write_network("teacher", dict(teacher.state_dict()), network)
     options = LoopOptions(
         log=folder.path / "log.jsonl",
@@ -148,7 +153,9 @@ def distill(
     return student
 
 
-def load_student(run: Path | str, network: nn.Module | None = None, device: str = "cpu") -> Student:
+def load_student(
+    run: Path | str, network: nn.Module | None = None, device: str = "cpu", *, pipeline: Path | str | None = None
+) -> Student:
     """The finished student of a run; ``load_student(run).sample(16)`` makes samples.
 
     Args:
@@ -156,23 +163,26 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         network: a module built as the teacher was, for runs whose teacher only its Python code can build; it gets the
             weights.
         device: where to put it.
+        pipeline: folder or hub id of the pipeline, for runs whose teacher came from one (default: the run's own).
 
     Raises:
-        FileNotFoundError: the run has no student yet.
+        FileNotFoundError: the run has no student yet, or its pipeline is no longer there.
         ValueError: the files do not fit each other.
     """
     folder = RunFolder(Path(run))
     description = folder.read_description("student")
     state = folder.read_tensors("student")
     if description["roles"] == "lora":
-        base = folder.read_teacher() if network is None else with_weights(network, folder.read_tensors("teacher"))
+        base = backbone(folder, description, network, pipeline).to(device)
         lora = description["lora"]
-        roles = LoRARoles(base.to(device), rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
+        roles = low_rank_roles(base, lora["rank"], lora["alpha"], lora["targets"])
         roles.load_state_dict("student", state)
         field: Any = roles.student
     else:
         # Students of versions before 0.2 have neither a second time nor a gamma.
         second_time = bool(description.get("second_time", False))
+        if "pipeline" in description["network"] and network is None:
+            network = pipeline_network(folder, description, pipeline)
         built: Any = build_from_description(description["network"]) if network is None else network
         field = with_weights(built.with_second_time() if second_time else built, state).to(device)
     counts, value_range = description["label_counts"], description["value_range"]
@@ -187,7 +197,35 @@ def load_student(run: Path | str, network: nn.Module | None = None, device: str 
         condition_names=tuple(description.get("condition_names", ())),
         gamma=description.get("gamma", 0.0),
         second_time=description.get("second_time", False),
+        sampler=description.get("sampler", "euler"),
     )
+
+
+def backbone(
+    folder: RunFolder, description: Mapping[str, Any], network: nn.Module | None, pipeline: Path | str | None
+) -> nn.Module:
+    """The frozen network below a low-rank student."""
+    if "pipeline" in description["network"]:
+        return network or pipeline_network(folder, description, pipeline)
+    return folder.read_teacher() if network is None else with_weights(network, folder.read_tensors("teacher"))
+
+
+def pipeline_network(folder: RunFolder, description: Mapping[str, Any], pipeline: Path | str | None) -> nn.Module:
+    """The network of the pipeline that a run's teacher came from.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: its weights are others.
+    """
+    made_from = description["network"]
+    path = pipeline or folder.read_settings().model.pipeline
+    if path is None:
+        raise ValueError(f"{folder.path}: its teacher came from a pipeline; pass pipeline=PATH (--pipeline PATH)")
+    found = find_pipeline(path, TEACHER_PARTS)
+    network = load_network(made_from["pipeline"], found, PRECISIONS[description["precision"]])
+    if weights_digest(network) != made_from["weights"]:
+        raise ValueError(f"{path} has other weights than the pipeline that {folder.path} was made with")
+    return network
 
 
 def check_fit(settings: DistillSettings, task: Task, teacher: nn.Module) -> None:
@@ -223,12 +261,28 @@ def frozen_copy(teacher: nn.Module, context: Context) -> nn.Module:
 def make_roles(teacher: nn.Module, settings: DistillSettings, seed: int, needs: Needs = DEFAULT_NEEDS) -> Roles:
     """Full copies or low-rank roles, as the settings want, of what the method trains."""
     trained = trained_roles(needs)
+    if settings.recompute_blocks:
+        if not isinstance(teacher, SanaNetwork):
+            raise ValueError(f"distill.recompute_blocks needs a SANA teacher, got {type(teacher).__name__}")
+        teacher.checkpoint_blocks = True  # the frozen copy of this run, never the caller's module
     if settings.roles == "full":
         return FullRoles(teacher, trained, student=student_start(teacher, needs, seed))
     targets: Sequence[str] | None = settings.lora_targets or None
-    return LoRARoles(
-        teacher, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=targets, roles=trained, seed=seed % 2**31
-    )
+    return low_rank_roles(teacher, settings.lora_rank, settings.lora_alpha, targets, trained, seed % 2**31)
+
+
+def low_rank_roles(
+    teacher: nn.Module,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None,
+    roles: Sequence[str] = TRAINED,
+    seed: int = 0,
+) -> LoRARoles:
+    """Low-rank roles on the teacher, of the class that its network has."""
+    if isinstance(teacher, SanaNetwork):
+        return SanaRoles(teacher, rank=rank, lora_alpha=alpha, targets=targets, roles=roles, seed=seed)
+    return LoRARoles(teacher, rank=rank, alpha=alpha, targets=targets, roles=roles, seed=seed)
 
 
 def student_start(teacher: nn.Module, needs: Needs, seed: int) -> nn.Module:
@@ -257,6 +311,8 @@ def make_student(
         needed_conditions(task),
         settings.student_gamma,
         needs.second_time,
+        settings.student_sampler,
+        settings.recompute_steps,
     )
 
 
@@ -270,6 +326,8 @@ def network_description(module: nn.Module, factory: str | None) -> dict[str, Any
     path = f"{type(module).__module__}:{type(module).__qualname__}"
     if factory is not None:
         return {"factory": factory}
+    if isinstance(module, SanaNetwork):
+        return {"pipeline": module.pipeline, "weights": weights_digest(module)}
     if isinstance(module, VelocityNetwork) and path in MODELS.values():
         return describe_model(module)
     return {"class": path}
@@ -286,6 +344,7 @@ def student_description(
         "lora": lora if settings.roles == "lora" else None,
         "steps": settings.student_steps,
         "shift": settings.student_shift,
+        "sampler": settings.student_sampler,
         "gamma": settings.student_gamma,
         "second_time": needs.second_time,
         "precision": settings.precision,
@@ -298,6 +357,8 @@ def student_description(
 
 def grid_hook(folder: RunFolder, task: Task, seed: int) -> SampleHook | None:
     """Writes a grid of samples from fixed noise to ``samples/``; None for data that is no picture."""
+    if task.preview is not None:
+        return preview_hook(folder, task.preview, seed)
     if task.value_range is None:
         return None
     value_range = task.value_range

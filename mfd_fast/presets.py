@@ -25,6 +25,33 @@ _OCCFM: dict[str, Any] = {
 # fmt: on
 
 
+# SANA 1.6B: what the paper says, with the guidance and learning rates of the released script, which it leaves open.
+# Its "steps" are counted as updates of the student; the released script's count both roles: 30000 * 20 / 70.
+# fmt: off
+_SANA: dict[str, Any] = {
+    "model.name": "sana",                   "data.name": "prompts",         "data.root": "data/prompts",
+    "distill.student_updates": 3000,        "distill.cycle_auxiliary": 10,  "distill.cycle_student": 1,
+    "distill.batch_size": 1,                "distill.sample_rows": 8,       "distill.precision": "bfloat16",
+    "distill.student_steps": 4,             "distill.student_sampler": "dpm++",         "distill.student_shift": 3.0,
+    "distill.guidance_scale": 4.5,          "distill.rollout.step_size": 0.03,          "distill.roles": "lora",
+    "distill.lora_rank": 64,                "distill.lora_alpha": 64.0,
+    "distill.lora_targets": ["to_q", "to_k", "to_v"],
+    "distill.sample_every": 250,            "distill.checkpoint_every": 250,            "evaluate.num_samples": 36,
+    **{f"distill.{role}_optimizer.{key}": value for role in ("student", "auxiliary") for key, value in {
+        "name": "adamw8bit", "learning_rate": 1e-4, "weight_decay": 0.01, "clip_norm": 0.5,
+    }.items()},
+}
+_SANA_RELEASE: dict[str, Any] = _SANA | {
+    "distill.student_updates": 8571,        "distill.cycle_auxiliary": 50,  "distill.cycle_student": 20,
+    "distill.batch_size": 8,                "distill.rollout.step_size": 0.02,
+    "distill.times.law": "uniform",         "distill.auxiliary_times.law": "uniform",   "run.seed": 42,
+    **{f"distill.{role}_optimizer.{key}": value for role in ("student", "auxiliary") for key, value in {
+        "weight_decay": 1e-4, "clip_norm": 1.0,
+    }.items()},
+}
+# fmt: on
+
+
 def _occfm(history_last: int, trajectory_length: int) -> dict[str, Any]:
     data = {"history": 6, "future": 6, "history_last": history_last}
     return _OCCFM | {"data.options": data, "model.options": {"trajectory_length": trajectory_length}}
@@ -69,6 +96,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.auxiliary_optimizer.learning_rate": 5e-5,
         "evaluate.num_samples": 50_000,     "evaluate.batch_size": 500,
     },
+    "sana-1600m": _SANA,
+    "sana-1600m-release": _SANA_RELEASE,
+    # Larger batches than the paper's, as far as the memory of one GPU goes.
+    "sana-1600m-24gb": _SANA | {
+        "distill.batch_size": 4,            "distill.accumulation": 4,      "distill.sample_rows": 4,
+        "distill.recompute_steps": True,    "distill.recompute_blocks": True,
+        "distill.rollout.max_rows": 6,
+    },
+    "sana-1600m-96gb": _SANA | {"distill.batch_size": 8, "distill.sample_rows": 16, "distill.recompute_steps": True},
     "occfm": _occfm(history_last=4, trajectory_length=6),
     "occfm-fut": _occfm(history_last=4, trajectory_length=12),
     # Channels come with the latents: 4, 8 and 64 have one configuration, and show the whole history.

@@ -19,6 +19,7 @@ OPTION_TABLES = tuple(OPTIONS_OF.values())
 DEFAULT_PRESET = "demo"
 LONGEST_KEY = 200
 CHANGEABLE = (
+    "pipeline",
     "log_every",
     "sample_every",
     "checkpoint_every",

@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +114,12 @@ def randomize() -> Callable[..., None]:
                     parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def sana_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole tiny random pipeline of SANA; not to be changed."""
+    pytest.importorskip("diffusers")
+    from tiny_pipeline import make_pipeline
+
+    return make_pipeline(tmp_path_factory.mktemp("pipeline"))

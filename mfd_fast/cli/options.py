@@ -93,10 +93,12 @@ def check_names(settings: Settings) -> None:
     """
     from mfd_fast.models import model_class
     from mfd_fast.models.options import check_options
+    from mfd_fast.pipelines import PIPELINES
     from mfd_fast.training.distill import method_from
     from mfd_fast.training.requirements import check_settings
 
-    check_options(settings.model.name, model_class(settings.model.name), settings.model.options)
+    if settings.model.name not in PIPELINES:
+        check_options(settings.model.name, model_class(settings.model.name), settings.model.options)
     check_settings(method_from(settings.distill).needs, settings.distill)
 
 

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 
 from mfd_fast.cli.options import add_run, add_settings, open_run, read_settings, resume_choice
+from mfd_fast.cli.pipelines import add_pipeline, pipeline_teacher, run_sample_pipeline, with_pipeline
 from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import write_json
+
+SAMPLES = 100
+"""Samples that ``sample`` draws unless said otherwise."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,15 +37,19 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     distill.add_argument("--teacher", metavar="MODULE:FACTORY", help="what builds your teacher, package.module:factory")
     distill.add_argument("--teacher-run", metavar="RUN", type=Path, help="take the finished teacher of another run")
     distill.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --teacher")
+    add_pipeline(distill)
     distill.set_defaults(run_command=run_distill)
 
     sample = commands.add_parser("sample", help="generate with a finished student")
     sample.add_argument("folder", metavar="RUN", type=Path, help="run folder")
-    sample.add_argument("--num", type=int, default=100, help="number of samples (default 100)")
+    sample.add_argument("--num", type=int, help="number of samples (default 100; 36 of a pipeline's student)")
     sample.add_argument("--seed", type=int, default=0, help="of noise and labels (default 0)")
     sample.add_argument("--label", type=int, help="one class for all samples (default: drawn like the data's)")
     sample.add_argument("--out", type=Path, help="npz with x float32 [N, ...] and condition int64 [N]")
     sample.add_argument("--grid", type=Path, help="PNG with all samples side by side")
+    sample.add_argument("--images", metavar="FOLDER", type=Path, help="a PNG for each picture (pipelines)")
+    sample.add_argument("--prompts", metavar="FILE", type=Path, help="a picture for each prompt: .txt, .jsonl or .tsv")
+    add_pipeline(sample)
     sample.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     sample.set_defaults(run_command=run_sample)
 
@@ -106,7 +114,9 @@ def run_distill(options: argparse.Namespace) -> int:
         raise ValueError("--weights belongs to --teacher; without it the teacher of the run is used")
     if options.teacher is not None and options.teacher_run is not None:
         raise ValueError("--teacher and --teacher-run: give one of them")
-    settings = read_settings(options)
+    settings = with_pipeline(read_settings(options), options.pipeline)
+    if settings.model.pipeline is not None and (options.teacher or options.teacher_run):
+        raise ValueError("--pipeline is the teacher: leave --teacher and --teacher-run out")
     run = open_run(options, settings)
     if run.has_network("student"):
         print(f"{run.path} already has its student; --fresh starts anew")
@@ -115,13 +125,14 @@ def run_distill(options: argparse.Namespace) -> int:
         raise ValueError(f"{run.path} holds an unfinished student: pass --resume to go on or --fresh to start anew")
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
-    if options.teacher is not None:
+    data: Any = dataset
+    if settings.model.pipeline is not None:
+        teacher, data = pipeline_teacher(settings, dataset, context.device, download=options.download)
+    elif options.teacher is not None:
         teacher = load_teacher(options.teacher, options.weights)
     else:
         teacher = (run if options.teacher_run is None else RunFolder(options.teacher_run)).read_teacher()
-    distill(
-        teacher, settings, dataset, run.path, resume=resume_choice(options), factory=options.teacher, context=context
-    )
+    distill(teacher, settings, data, run.path, resume=resume_choice(options), factory=options.teacher, context=context)
     if context.world.is_main:
         print(f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png")
     return 0
@@ -133,11 +144,17 @@ def run_sample(options: argparse.Namespace) -> int:
     from mfd_fast.evaluation import write_samples
     from mfd_fast.training.context import choose_device
 
-    if options.out is None and options.grid is None:
+    if options.out is None and options.grid is None and options.images is None:
         raise ValueError("nothing to write: give --out samples.npz, --grid samples.png or both")
-    if options.num < 1:
+    if options.num is not None and options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
     run = RunFolder(options.folder)
+    if "pipeline" in run.read_description("student")["network"]:
+        return run_sample_pipeline(options)
+    given = [f"--{name}" for name in ("pipeline", "prompts", "images") if getattr(options, name) is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)}: this student does not come from a pipeline")
+    options.num = SAMPLES if options.num is None else options.num
     student = load_student(run.path, device=str(choose_device(options.device, "--device")))
     value_range = run.read_description("student")["value_range"]
     if options.grid is not None and value_range is None:

@@ -19,6 +19,7 @@ DATASETS: dict[str, str] = {
     "grid-2d": "mfd_fast.data.densities:grid_2d",
     "occupancy": "mfd_fast.data.occupancy:occupancy",
     "occupancy-toy": "mfd_fast.data.occupancy:occupancy_toy",
+    "prompts": "mfd_fast.data.prompts:prompts",
 }
 
 

@@ -34,6 +34,8 @@ class Dataset:
     """Conditions of the training samples besides their labels, by name, each with N rows."""
     held_out_conditions: Mapping[str, Rows] = field(default_factory=dict)
     """The same for the held-out samples, with M rows."""
+    negative_condition: Mapping[str, Tensor] | None = None
+    """What guidance pushes away from, leading dimension 1, where that comes with the data (an empty prompt)."""
 
     def __post_init__(self) -> None:
         _check_samples("x", self.x)
@@ -56,6 +58,21 @@ class Dataset:
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return tuple(self.x.shape[1:])
+
+
+@dataclass(frozen=True)
+class NoSamples:
+    """In place of samples where data are conditions alone: it has a shape, and nothing to read."""
+
+    shape: tuple[int, ...]
+    """``(N, *sample_shape)``."""
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        raise ValueError("these data are conditions without samples: there is nothing to read or to compare with")
 
 
 def all_rows(rows: Rows) -> Tensor:

@@ -19,6 +19,7 @@ from mfd_fast.models.lora import LoRARoles, RoleField
 from mfd_fast.models.row_groups import RowSpans, merged_groups
 from mfd_fast.models.sana_blocks import sana_block, text_heads
 from mfd_fast.models.sana_text import Text, check_prompts, join_prompts, of_rows, plain_text, split_text
+from mfd_fast.pipelines import stored_variant
 from mfd_fast.types import Condition, ConditionGroup, RowGroup
 
 Context = Callable[[], AbstractContextManager[None]]
@@ -48,8 +49,15 @@ def load_transformer(path: Path | str, dtype: torch.dtype | None = None) -> nn.M
     folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path} holds no transformer: there is no {folder / 'config.json'}")
-    transformer: nn.Module = SanaTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    transformer: nn.Module = SanaTransformer2DModel.from_pretrained(
+        folder, torch_dtype=dtype, variant=stored_variant(folder), local_files_only=True
+    )
     return transformer.eval().requires_grad_(False)
+
+
+def load_network(path: Path | str, dtype: torch.dtype | None = None) -> "SanaNetwork":
+    """`load_transformer` as a velocity network."""
+    return SanaNetwork(load_transformer(path, dtype))
 
 
 class SanaNetwork(nn.Module):
@@ -71,6 +79,8 @@ class SanaNetwork(nn.Module):
     """
 
     time_range = (0.0, 1.0)
+    pipeline = "sana"
+    """Name in `mfd_fast.pipelines.PIPELINES`."""
 
     def __init__(self, transformer: nn.Module, *, checkpoint_blocks: bool = False) -> None:
         super().__init__()
@@ -255,6 +265,7 @@ class SanaRoles(LoRARoles):
         rank: rank of the adapters.
         lora_alpha: the adapters are scaled by ``lora_alpha / rank``.
         targets: Linears to adapt; the default is the released script's.
+        roles: names of the trained roles.
         seed: of the initial adapters, which change nothing yet.
         checkpoint_blocks: see `SanaNetwork`.
     """
@@ -269,11 +280,12 @@ class SanaRoles(LoRARoles):
         rank: int = 64,
         lora_alpha: float = 64,
         targets: Sequence[str] | None = RELEASED_TARGETS,
+        roles: Sequence[str] = ("auxiliary", "student"),
         seed: int = 0,
         checkpoint_blocks: bool = False,
     ) -> None:
         network = transformer if isinstance(transformer, SanaNetwork) else SanaNetwork(transformer)
-        super().__init__(network, rank=rank, alpha=lora_alpha, targets=targets, seed=seed)
+        super().__init__(network, rank=rank, alpha=lora_alpha, targets=targets, roles=roles, seed=seed)
         self.network.checkpoint_blocks = checkpoint_blocks or network.checkpoint_blocks
         # Blocks are computed again long after a call, and need to know then whose rows were whose.
         self.network.recompute_context = partial(SameRows, self.rows)

@@ -137,13 +137,16 @@ class DistillTraining:
             "auxiliary": settings.auxiliary_optimizer,
             "discriminator": settings.discriminator_optimizer,
         }
-        return RoleOptimizer(
+        optimizer = RoleOptimizer(
             self._parameters(part),
             chosen[part],
             total_updates=of_student if part == "student" else self.total_updates - of_student,
             precision=settings.precision,
             world=self._context.world,
         )
+        if optimizer.note is not None and self._context.world.is_main:
+            print(f"{self.title}, {part}: {optimizer.note}", flush=True)
+        return optimizer
 
     def _parameters(self, part: str) -> list[nn.Parameter]:
         if part == "discriminator":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import OptimizerSettings
+from mfd_fast.training.adam8bit import LIBRARIES, adam_options, flatten, make_adamw8bit, unflatten
 from mfd_fast.training.distributed import World
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,15 +52,12 @@ class RoleOptimizer:
         self._total = total_updates
         self._world = world
         device = self._parameters[0].device.type
-        kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-        self._optimizer = kind(
-            self._parameters,
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._optimizer: Any
+        self.kind: str
+        """What updates the weights: adam, adamw or a library of `mfd_fast.training.adam8bit`."""
+        self.note: str | None
+        """A sentence for people where that is not what the settings ask for."""
+        self._optimizer, self.kind, self.note = make_optimizer(self._parameters, settings)
         self._scaler = torch.amp.GradScaler(device, enabled=precision == "float16")
         self.updates = 0
 
@@ -79,36 +77,70 @@ class RoleOptimizer:
         """
         rate = learning_rate(self._settings, self.updates, self._total)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            set_learning_rate(group, rate)
         self._world.average_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         limit = self._settings.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
         skipped = ~norm.isfinite()
-        # Where this is 1 the fused optimisers leave weights and state as they are (torch's protocol with GradScaler).
-        self._optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        self._optimizer.step()
+        if self.kind in LIBRARIES:
+            # These know nothing of a skipped update: the host waits to decide it.
+            if not bool(skipped):
+                self._optimizer.step()
+        else:
+            self._step_unless(skipped)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         return UpdateReport(norm, rate, skipped)
 
+    def _step_unless(self, skipped: Tensor) -> None:
+        # Where this is 1 the fused optimisers leave weights and state as they are (torch's protocol with GradScaler).
+        self._optimizer.found_inf = skipped.float()
+        self._optimizer.step()
+
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's state as named tensors ``INDEX.NAME``."""
-        state = self._optimizer.state_dict()["state"]
-        return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+        return {
+            f"{index}.{name}": value for index, (found, _) in self._state().items() for name, value in found.items()
+        }
 
     def numbers(self) -> dict[str, Any]:
         """The rest of the state, for JSON."""
-        return {"updates": self.updates, "loss_scale": self._scaler.state_dict()}
+        rest = {str(index): others for index, (_, others) in self._state().items() if others}
+        return {"updates": self.updates, "loss_scale": self._scaler.state_dict(), "kind": self.kind, "rest": rest}
+
+    def _state(self) -> dict[int, tuple[dict[str, Tensor], dict[str, Any]]]:
+        return {index: flatten(entry) for index, entry in self._optimizer.state_dict()["state"].items()}
 
     def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Continue from what `tensors` and `numbers` gave."""
-        state: dict[int, dict[str, Tensor]] = {}
+        """Continue from what `tensors` and `numbers` gave; ValueError if another library's optimiser gave it."""
+        kind = numbers.get("kind", self.kind)
+        if kind != self.kind:
+            raise ValueError(f"the checkpoint has the optimiser state of {kind}, here {self.kind} would go on with it")
+        by_index: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            by_index.setdefault(int(index), {})[name] = value
+        rest = numbers.get("rest", {})
+        state = {index: unflatten(found, rest.get(str(index), {})) for index, found in by_index.items()}
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         self._scaler.load_state_dict(dict(numbers["loss_scale"]))
         self.updates = int(numbers["updates"])
+
+
+def set_learning_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the rate of a parameter group in the form that its library keeps it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], settings: OptimizerSettings) -> tuple[Any, str, str | None]:
+    """The optimiser, the name of what it is, and a sentence where that is not what the settings ask for."""
+    if settings.name == "adamw8bit":
+        return make_adamw8bit(parameters, settings)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(parameters, **adam_options(settings), fused=True), settings.name, None

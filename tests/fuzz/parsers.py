@@ -18,6 +18,8 @@ from safetensors.torch import save
 from mfd_fast.config import Settings
 from mfd_fast.data.cifar10 import cifar10
 from mfd_fast.data.pickled_batch import read_pickled_batch
+from mfd_fast.data.prompt_file import read_prompts
+from mfd_fast.data.prompt_store import read_index
 from mfd_fast.npz import read_arrays
 from mfd_fast.report.grid import load_picture
 from mfd_fast.report.record import read_run
@@ -169,6 +171,17 @@ def pictures() -> list[bytes]:
     return [encode(np.zeros((4, 5, channels), dtype=np.uint8), kind) for channels in (1, 3) for kind in ("PNG", "JPEG")]
 
 
+PROMPTS = b'image\tprompt\n1.jpg\ta cat\t5.0\tx\n{"prompt": "a cat"}\n'
+SHARD = {"file": "a.safetensors", "rows": 1, "sha256": "00"}
+INDEX = {"format": 1, "prompts": 1, "width": 4, "longest": 3, "shards": [SHARD], "negative": SHARD}
+EMPTY = {"source": {}, "encoder": {}, "sample_shape": [4, 4, 4]}
+
+
+def prompt_file(content: bytes) -> object:
+    ending, _, rest = content.partition(b"\x00")
+    return in_file(f"a.{ending.decode()}" if ending in (b"tsv", b"jsonl", b"txt") else "a.tsv", read_prompts)(rest)
+
+
 PARSERS = {
     "toml": Parser(toml, lambda: [to_toml(Settings()).encode(), b'preset = "demo"\n[teacher]\nupdates = 3\n']),
     "override": Parser(override, lambda: [b"teacher.updates=3", b"model.options.width=[1, 2]\x00run.device=cpu"]),
@@ -186,5 +199,7 @@ PARSERS = {
         description, lambda: [json.dumps(one).encode() for one in DESCRIPTIONS], (ValueError, TypeError)
     ),
     "record": Parser(record, lambda: [json.dumps(one).encode() for one in RECORDS.values()]),
+    "prompts": Parser(prompt_file, lambda: [kind + b"\x00" + PROMPTS for kind in (b"tsv", b"jsonl", b"txt")]),
+    "prompt-index": Parser(in_file("index.json", read_index), lambda: [json.dumps(INDEX | EMPTY).encode()]),
     "picture": Parser(in_file("a.png", load_picture), pictures, (ValueError, OSError, SyntaxError)),
 }
