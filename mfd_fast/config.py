@@ -44,6 +44,7 @@ COUNT = Rule("at least 1", lambda value: value >= 1)
 SHARE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 NOT_EMPTY = Rule("not empty", lambda value: len(value) > 0)
+STAGE = Rule("from 0 to 3", lambda value: 0 <= value <= 3)
 PRECISION = one_of("float32", "bfloat16", "float16")
 
 
@@ -269,6 +270,8 @@ class DistillSettings(Section):
     )
     ema_decay: Annotated[float, "decay of the student's averaged weights (0: no average)", BELOW_ONE] = 0.0
     precision: Annotated[str, "precision of the networks; states stay float32", PRECISION] = "float32"
+    zero_stage: Annotated[int, "what ZeRO shares out: 1 states, 2 also gradients, 3 also weights (0: off)", STAGE] = 0
+    zero_offload: Annotated[bool, "keep float32 weights and optimiser states in the host's memory (ZeRO)"] = False
     student_optimizer: Annotated[OptimizerSettings, "optimiser of the student"] = field(
         default_factory=OptimizerSettings
     )
@@ -297,6 +300,8 @@ class DistillSettings(Section):
         if self.grad_steps is not None and self.grad_steps > self.student_steps:
             problem = f"must be none or at most student_steps = {self.student_steps}; got {self.grad_steps}"
             raise self.error("grad_steps", problem)
+        if self.zero_offload and self.zero_stage == 0:
+            raise self.error("zero_offload", "needs zero_stage 1, 2 or 3; got zero_stage = 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_settings, check_task
 from mfd_fast.training.roles import TRAINED, FullRoles, Roles
+from mfd_fast.training.zero import ZeroRoles
 from mfd_fast.types import Rows
 
 DEFAULT_NEEDS = Needs()
@@ -118,7 +119,7 @@ def distill(
         check_same_teacher(folder, teacher)
     seed = settings.run.seed
     frozen = frozen_copy(teacher, context)
-    roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0), needs)
+    roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0), needs, context)
     student = make_student(roles, task, settings.distill, context.device, needs)
     samples = task.samples if needs.data else None
     conditions = ConditionTable(task.conditions, task.negative_condition, seed, samples)
@@ -144,9 +145,8 @@ def distill(
         deadline=context.deadline,
     )
     run_training(training, options, context.world)
-    with training.student_weights():
-        state = {name: value.clone() for name, value in roles.state_dict("student").items()}
-    roles.load_state_dict("student", state)
+    training.settle_student()
+    state = roles.state_dict("student")
     if context.world.is_main:
         folder.write_network("student", state, student_description(network, task, settings.distill, needs))
     context.world.barrier()
@@ -258,13 +258,21 @@ def frozen_copy(teacher: nn.Module, context: Context) -> nn.Module:
     return copied
 
 
-def make_roles(teacher: nn.Module, settings: DistillSettings, seed: int, needs: Needs = DEFAULT_NEEDS) -> Roles:
-    """Full copies or low-rank roles, as the settings want, of what the method trains."""
+def make_roles(
+    teacher: nn.Module,
+    settings: DistillSettings,
+    seed: int,
+    needs: Needs = DEFAULT_NEEDS,
+    context: Context | None = None,
+) -> Roles:
+    """Full copies, whole or shared out in ``context``, or low-rank roles, as the settings want, of what is trained."""
     trained = trained_roles(needs)
     if settings.recompute_blocks:
         if not isinstance(teacher, SanaNetwork):
             raise ValueError(f"distill.recompute_blocks needs a SANA teacher, got {type(teacher).__name__}")
         teacher.checkpoint_blocks = True  # the frozen copy of this run, never the caller's module
+    if settings.zero_stage and context is not None:
+        return ZeroRoles(teacher, trained, settings, context, student=student_start(teacher, needs, seed))
     if settings.roles == "full":
         return FullRoles(teacher, trained, student=student_start(teacher, needs, seed))
     targets: Sequence[str] | None = settings.lora_targets or None

@@ -27,6 +27,8 @@ CHANGEABLE = (
     "max_skipped_updates",
     "sample_rows",
     "compile",
+    "zero_stage",
+    "zero_offload",
     "threads",
     "device",
     "max_seconds",

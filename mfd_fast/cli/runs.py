@@ -38,6 +38,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     distill.add_argument("--teacher-run", metavar="RUN", type=Path, help="take the finished teacher of another run")
     distill.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --teacher")
     add_pipeline(distill)
+    distill.add_argument(
+        "--zero", metavar="STAGE", type=int, choices=(1, 2, 3), help="share out states, gradients, weights (DeepSpeed)"
+    )
+    distill.add_argument("--zero-offload", action="store_true", help="with --zero: states in the host's memory")
     distill.set_defaults(run_command=run_distill)
 
     sample = commands.add_parser("sample", help="generate with a finished student")
@@ -114,6 +118,10 @@ def run_distill(options: argparse.Namespace) -> int:
         raise ValueError("--weights belongs to --teacher; without it the teacher of the run is used")
     if options.teacher is not None and options.teacher_run is not None:
         raise ValueError("--teacher and --teacher-run: give one of them")
+    if options.zero is not None:
+        options.set.append(f"distill.zero_stage={options.zero}")
+    if options.zero_offload:
+        options.set.append("distill.zero_offload=true")
     settings = with_pipeline(read_settings(options), options.pipeline)
     if settings.model.pipeline is not None and (options.teacher or options.teacher_run):
         raise ValueError("--pipeline is the teacher: leave --teacher and --teacher-run out")

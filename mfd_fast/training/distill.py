@@ -30,6 +30,7 @@ from mfd_fast.training.roles import Roles
 from mfd_fast.training.samples import SamplesAhead
 from mfd_fast.training.step import Updates, Work, make_updates
 from mfd_fast.training.teacher import law_from
+from mfd_fast.training.zero import ZeroAverage, ZeroOptimizer, ZeroRoles
 from mfd_fast.types import Condition, VelocityField
 
 GUIDANCE_SAVINGS = ("guidance_interval", "negative_every")
@@ -87,6 +88,7 @@ class DistillTraining:
         self.total_updates = self.cycle.total(settings.student_updates)
         self._settings, self._seed, self._context = settings, seed, context
         self._roles, self._student, self._conditions = roles, student, conditions
+        self._sharded = roles if isinstance(roles, ZeroRoles) else None
         self._on_samples = on_samples
         self._trained = trained_roles(needs)
         dtype = PRECISIONS[settings.precision]
@@ -127,9 +129,13 @@ class DistillTraining:
             self._optimizers["discriminator"] = self._make_optimizer("discriminator")
 
     def _make_average(self, decay: float) -> WeightAverage | None:
-        return WeightAverage(self._roles.parameters("student"), decay) if decay > 0 else None
+        if decay == 0:
+            return None
+        if self._sharded is not None:
+            return ZeroAverage(self._sharded.sharded["student"], decay)
+        return WeightAverage(self._roles.parameters("student"), decay)
 
-    def _make_optimizer(self, part: str) -> RoleOptimizer:
+    def _make_optimizer(self, part: str) -> RoleOptimizer | ZeroOptimizer:
         """The optimiser of a role or of the discriminator, which is updated together with the auxiliary."""
         settings, of_student = self._settings, self._settings.student_updates
         chosen = {
@@ -137,10 +143,13 @@ class DistillTraining:
             "auxiliary": settings.auxiliary_optimizer,
             "discriminator": settings.discriminator_optimizer,
         }
+        total = of_student if part == "student" else self.total_updates - of_student
+        if self._sharded is not None:
+            return ZeroOptimizer(self._sharded.sharded[part], chosen[part], total_updates=total)
         optimizer = RoleOptimizer(
             self._parameters(part),
             chosen[part],
-            total_updates=of_student if part == "student" else self.total_updates - of_student,
+            total_updates=total,
             precision=settings.precision,
             world=self._context.world,
         )
@@ -155,6 +164,9 @@ class DistillTraining:
         return self._roles.parameters(part)
 
     def _make_updates(self, auxiliary: VelocityField) -> Updates:
+        if self._sharded is not None:
+            engines = {role: sharded.field() for role, sharded in self._sharded.sharded.items()}
+            return Updates(engines.get("auxiliary", auxiliary), engines["student"], False)
         share, device = self._shares[0], self._context.device
         x = torch.zeros(share.rows, *self._student.sample_shape, dtype=torch.float32, device=device)
         return make_updates(
@@ -175,6 +187,7 @@ class DistillTraining:
     def run_update(self, update: int) -> Update:
         """One update of the role whose turn it is."""
         role = self.cycle.role(update)
+        self._refresh_all_but(role)
         parts = []
         for loss in self._losses(update):
             if loss.discriminator is not None:
@@ -186,6 +199,13 @@ class DistillTraining:
             self._after_student_update(report.skipped)
         logs = {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
         return Update(role, report, logs.pop("loss"), logs)
+
+    def _refresh_all_but(self, role: str | None) -> None:
+        """Rollouts and samples are computed with the present weights of the other roles."""
+        if self._sharded is not None:
+            for other in self._trained:
+                if other != role:
+                    self._sharded.refresh(other)
 
     def _step(self, role: str) -> UpdateReport:
         report = self._optimizers[role].step()
@@ -246,6 +266,7 @@ class DistillTraining:
 
     def find_culprit(self, update: int) -> Culprit:
         """The first sample of this process's share whose loss or gradient is not finite."""
+        self._refresh_all_but(None)
         parameters = [
             (f"{index} of the {role}", value)
             for role in self._optimizers
@@ -267,19 +288,28 @@ class DistillTraining:
 
     def after_update(self, done: int) -> None:
         """Hand a fixed-noise sample to whoever wants to see it, before the start and every ``sample_every``."""
-        if self._on_samples is not None and (done == 0 or self._every(done, self._settings.sample_every)):
-            with self.student_weights():
-                self._on_samples(self.cycle.student_updates(done), self._student)
+        if done == 0 or self._every(done, self._settings.sample_every):
+            self._refresh_all_but("auxiliary")
+            with self.student_weights():  # of all processes, also those that have nobody to show it to
+                if self._on_samples is not None:
+                    self._on_samples(self.cycle.student_updates(done), self._student)
 
     def student_weights(self) -> AbstractContextManager[None]:
         """Inside, the student has the weights it is judged by: the average if there is one."""
         return nullcontext() if self.average is None else self.average.applied()
 
+    def settle_student(self) -> None:
+        """Give the student the weights it is judged by for good."""
+        if self.average is not None:
+            self.average.settle()
+        self._refresh_all_but("auxiliary")
+
     def exactness(self) -> dict[str, object]:
         """What must stay equal for a resume to give the same bits, apart from the context."""
         runner = "compiled" if self.compiled else self._settings.rollout.runner
         choices = measured_choices(runner, self._context.device)
-        return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices
+        stage = {} if self._sharded is None else {"zero_stage": self._settings.zero_stage}
+        return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices | stage
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The trained roles, a discriminator, their optimisers and the student's averages."""

@@ -30,7 +30,7 @@ class World:
         if self.size == 1 or not gradients:
             return
         flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
-        with _everybody_there():
+        with everybody_there():
             dist.all_reduce(flat)
         flat /= self.size
         for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
@@ -41,7 +41,7 @@ class World:
         if self.size == 1:
             return values
         pair = torch.stack([values.nan_to_num(nan=0.0), (~values.isnan()).to(values)]).to(self._device())
-        with _everybody_there():
+        with everybody_there():
             dist.all_reduce(pair)
         return (pair[0] / pair[1]).to(values.device)
 
@@ -50,7 +50,7 @@ class World:
         if self.size == 1:
             return flag
         raised = torch.tensor([float(flag)], device=self._device())
-        with _everybody_there():
+        with everybody_there():
             dist.all_reduce(raised)
         return bool(raised.item() > 0)
 
@@ -59,7 +59,7 @@ class World:
         if self.size == 1:
             return value
         values = torch.tensor([value], dtype=torch.float64, device=self._device())
-        with _everybody_there():
+        with everybody_there():
             dist.all_reduce(values, op=dist.ReduceOp.MIN)
         return float(values.item())
 
@@ -68,14 +68,14 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 message = tensor.contiguous()
-                with _everybody_there():
+                with everybody_there():
                     dist.broadcast(message, src=0)
                 tensor.copy_(message)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
-            with _everybody_there():
+            with everybody_there():
                 dist.barrier()
 
     def _device(self) -> torch.device:
@@ -83,7 +83,7 @@ class World:
 
 
 @contextmanager
-def _everybody_there() -> Iterator[None]:
+def everybody_there() -> Iterator[None]:
     """Say in words what a message that fails means."""
     try:
         yield
@@ -92,6 +92,11 @@ def _everybody_there() -> Iterator[None]:
             f"another process of this run is gone, or did not answer within run.patience_seconds; what was saved "
             f"stands, start all of them again with --resume auto ({error})"
         ) from error
+
+
+def of_a_message(error: RuntimeError) -> bool:
+    """Whether an error that came out of other work is that of a message between processes."""
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
 def join_world(device: str, patience_seconds: float = 600.0) -> World:

@@ -39,6 +39,10 @@ class WeightAverage:
         finally:
             torch._foreach_copy_(self._weights, kept)
 
+    def settle(self) -> None:
+        """Give the network the averaged weights for good."""
+        torch._foreach_copy_(self._weights, self._average)
+
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights, named by their position."""
         return {str(index): value for index, value in enumerate(self._average)}

@@ -62,7 +62,7 @@ class Training(Protocol):
         ...
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All state that is tensors, by group."""
+        """All state that is tensors, by group; called by all processes together, what the main process gets counts."""
         ...
 
     def numbers(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _run_alone(training: Training, options: LoopOptions, world: World) -> list[s
 def _run(
     training: Training, options: LoopOptions, world: World, monitor: Monitor, stop: StopRequest, done: int, skips: Skips
 ) -> None:
-    unread, unusual = UnreadFlags(), _not_finite(training)
+    unread, unusual = UnreadFlags(), _not_finite(training.tensors())
     for update in range(done, training.total_updates):
         # Dropout and user code draw from the global generator; keyed by the update it needs no saving.
         torch.manual_seed(derive_seed(options.seed, f"global/{world.rank}", update))
@@ -185,9 +185,10 @@ def _save(
 ) -> None:
     """Save in the main process; what goes wrong there ends all processes."""
     failure: OSError | FloatingPointError | None = None
+    tensors = training.tensors()  # where state is shared out, the processes put it together here
     if world.is_main:
         try:
-            if new := sorted(_not_finite(training) - unusual):
+            if new := sorted(_not_finite(tensors) - unusual):
                 raise FloatingPointError(f"{training.title}: {new[0]} is not finite after {done} updates")
             state = {
                 "done": done,
@@ -198,7 +199,7 @@ def _save(
                 "versions": versions(),
                 "training": training.numbers(),
             }
-            save_checkpoint(options.checkpoints, done, training.tensors(), state, options.keep)
+            save_checkpoint(options.checkpoints, done, tensors, state, options.keep)
         except (OSError, FloatingPointError) as error:
             failure = error
     if not world.any(failure is not None):
@@ -209,11 +210,11 @@ def _save(
     raise OSError(f"{failure or 'the main process could not save'}: {words}") from failure
 
 
-def _not_finite(training: Training) -> frozenset[str]:
+def _not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> frozenset[str]:
     """``GROUP/NAME`` of all state with NaN or infinity. At the start that is a constant such as a mask."""
     return frozenset(
         f"{group}/{name}"
-        for group, tensors in training.tensors().items()
+        for group, tensors in groups.items()
         for name, value in tensors.items()
         if not bool(value.isfinite().all())
     )

@@ -39,11 +39,39 @@ def check_settings(needs: Needs, settings: DistillSettings, processes: int = 1) 
         raise ValueError(
             f"{method} has no auxiliary, and only updates with one are compiled: set distill.compile to auto"
         )
+    if settings.zero_stage:
+        check_sharding(needs, settings)
     rows = needs.rows_multiple * settings.accumulation * processes
     if needs.rows_multiple > 1 and settings.batch_size % rows:
         raise ValueError(
             f"{method} compares groups of {needs.rows_multiple} samples: distill.batch_size must be a multiple of "
             f"{needs.rows_multiple} x accumulation x processes = {rows}, got {settings.batch_size}"
+        )
+
+
+def check_sharding(needs: Needs, settings: DistillSettings) -> None:
+    """Raise ValueError where shared-out weights cannot do what the method or the other settings ask for."""
+    if settings.roles == "lora":
+        raise ValueError(
+            "distill.zero_stage shares out whole networks, and LoRA roles are too small for it to bring anything: set "
+            "distill.zero_stage to 0, and each process computes its part of the batch"
+        )
+    if settings.compile == "on":
+        raise ValueError("distill.compile is on, but DeepSpeed's hooks cannot be compiled: set distill.compile to auto")
+    if settings.recompute_steps:
+        raise ValueError("distill.recompute_steps runs an engine inside of its backward pass: set it to false for ZeRO")
+    if "adamw8bit" in (settings.auxiliary_optimizer.name, settings.student_optimizer.name):
+        raise ValueError("DeepSpeed flattens weights, which moments of 8 bits do not follow: choose adamw for ZeRO")
+    wanted = {
+        "a discriminator": needs.discriminator is not None,
+        "a forward-mode derivative": needs.derivative,
+        "weights of one role moved towards the other's": needs.same_weights,
+        "a slowly moving target": needs.target_decay > 0,
+    }
+    if found := [words for words, needed in wanted.items() if needed]:
+        raise ValueError(
+            f"distill.method {settings.method!r} needs {' and '.join(found)}, which does not work with "
+            f"distill.zero_stage {settings.zero_stage}: set it to 0"
         )
 
 

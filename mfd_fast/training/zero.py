@@ -1,0 +1,466 @@
+"""Weights, gradients and optimiser states of full-parameter roles shared out among the processes by DeepSpeed's ZeRO.
+
+Each trained role is one DeepSpeed engine (arXiv 1910.02054: stage 1 shares out the optimiser's states, 2 the gradients
+too, 3 the weights too); the teacher is outside. Engines compute the updates. Rollouts and the student's samples run on
+a second module of the same structure that no hook knows, so runners, compiled copies and graphs stay valid: in stages 1
+and 2 it is the engine's own memory, in stage 3 a replica that `Sharded.refresh` fills when it is used and was left
+behind.
+
+State is saved tensor by tensor in the names and shapes of `mfd_fast.training.optimizing.RoleOptimizer`: a checkpoint
+says nothing of processes or stages. This is the only module that imports DeepSpeed, and only when a role is made.
+"""
+
+import atexit
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mfd_fast.config import DistillSettings, OptimizerSettings
+from mfd_fast.sharing import copied_module, shared_copy
+from mfd_fast.training.context import Context
+from mfd_fast.training.distributed import everybody_there, leave_world, of_a_message
+from mfd_fast.training.ema import WeightAverage
+from mfd_fast.training.optimizing import PRECISIONS, UpdateReport, learning_rate, make_optimizer, set_learning_rate
+from mfd_fast.types import VelocityField
+
+BUCKET = 50_000_000
+"""Elements of one message; DeepSpeed's own choice of 500 million would need 1 GB for each."""
+GROWTH_INTERVAL = 2000
+"""Updates without overflow after which the loss scale doubles, as in torch.amp.GradScaler."""
+STATES = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps for each weight."""
+
+
+class ZeroRoles:
+    """Auxiliary and student as sharded copies of the teacher; see `mfd_fast.training.roles.Roles`.
+
+    ``auxiliary``, ``student`` and ``parameters`` are the modules of the rollouts, in the precision of the engines.
+
+    Args:
+        teacher: the frozen teacher, the same in every process.
+        trained: the roles to make; without "auxiliary" that field is the teacher itself.
+        settings: of the distillation: stage, offload, precision, batch and optimisers.
+        context: device and processes.
+        student: what the student begins as, if not as the teacher.
+
+    Raises:
+        ModuleNotFoundError: DeepSpeed is not installed.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        trained: Sequence[str],
+        settings: DistillSettings,
+        context: Context,
+        *,
+        student: nn.Module | None = None,
+    ) -> None:
+        start = {"auxiliary": teacher, "student": teacher if student is None else student}
+        optimizers = {"auxiliary": settings.auxiliary_optimizer, "student": settings.student_optimizer}
+        self.teacher = teacher
+        self.sharded = {role: Sharded(start[role], settings, optimizers[role], context) for role in trained}
+        """By role its engine and the module of its rollouts."""
+        self.auxiliary = self.sharded["auxiliary"].rollout if "auxiliary" in trained else teacher
+        self.student = self.sharded["student"].rollout
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """The weights of a role as rollouts see them."""
+        return list(self._of(role).rollout.parameters())
+
+    def state_dict(self, role: str) -> dict[str, Tensor]:
+        """The float32 weights and the buffers of a role by name, whole in the main process and empty in the others.
+
+        All processes call it together.
+        """
+        sharded = self._of(role)
+        weights = dict(zip(map(id, sharded.rollout.parameters()), sharded.gathered(), strict=True))
+        state: dict[str, Tensor] = sharded.rollout.state_dict(keep_vars=True)
+        return {name: weights.get(id(value), value.detach()) for name, value in state.items()}
+
+    def load_state_dict(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """Copy whole weights and buffers in, in all processes together; ValueError when names or shapes differ."""
+        sharded = self._of(role)
+        own: dict[str, Tensor] = sharded.rollout.state_dict(keep_vars=True)
+        wrong = sorted(own.keys() ^ state.keys()) + [
+            f"{name} {tuple(state[name].shape)} in place of {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if state[name].shape != own[name].shape
+        ]
+        if wrong:
+            raise ValueError(f"the weights do not fit role {role!r}: {', '.join(wrong[:5])}")
+        weights = {id(own[name]): value for name, value in state.items()}
+        sharded.put([weights[id(parameter)] for parameter in sharded.rollout.parameters()])
+        for buffer in sharded.rollout.buffers():
+            if id(buffer) in weights:
+                buffer.copy_(weights[id(buffer)])
+
+    def refresh(self, role: str) -> None:
+        """Let rollouts of a role use its present weights; all processes call it together."""
+        if role in self.sharded:
+            self.sharded[role].refresh()
+
+    def _of(self, role: str) -> "Sharded":
+        if role not in self.sharded:
+            raise ValueError(f"role must be one of {', '.join(self.sharded)}, got {role!r}")
+        return self.sharded[role]
+
+
+class Sharded:
+    """One network in a DeepSpeed engine, and the module that rollouts use.
+
+    Float32 weights and the optimiser's states lie in flat parts, one share in each process; `gathered` and `put` move
+    whole tensors, one at a time.
+    """
+
+    def __init__(
+        self, start: nn.Module, settings: DistillSettings, optimizer: OptimizerSettings, context: Context
+    ) -> None:
+        deepspeed = import_deepspeed(context)
+        self._zero: Any = deepspeed
+        self._world, self._stage = context.world, settings.zero_stage
+        dtype = PRECISIONS[settings.precision]
+        network = copied_module(start, {}).requires_grad_(True)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype or torch.float32)
+        self.rollout = shared_copy(network).requires_grad_(True)
+        """The network without hooks."""
+        self._parameters = list(network.parameters())
+        with peers_in_words():
+            self._engine, *_ = deepspeed.initialize(
+                model=_Cast(network, dtype, context.device.type),
+                optimizer=make_optimizer(self._parameters, optimizer)[0],
+                config=engine_config(settings, optimizer, context),
+                dist_init_required=False,
+            )
+        # The engine has cast the buffers too; and in stages 1 and 2 it has moved the weights.
+        for ours, theirs in zip(network.modules(), self.rollout.modules(), strict=True):
+            ours._buffers.update(theirs._buffers)
+        if self._stage < 3:
+            for parameter, copied in zip(self._parameters, self.rollout.parameters(), strict=True):
+                copied.data = parameter.data
+        self._make_states()
+        self._stale = False
+        if any(value.dtype != dtype for value in start.parameters()):  # what rounding to the engine's type has lost
+            self.put([value.detach().float() for value in start.parameters()])
+
+    def _make_states(self) -> None:
+        """Adam's states before its first step, as torch makes them in it: so they can be read and set at once."""
+        for part in self.masters:
+            state = self._inner.state[part]
+            state["step"] = torch.zeros((), dtype=torch.float32, device=part.device)
+            state |= {name: torch.zeros_like(part) for name in STATES}
+        if self._stage < 3:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @property
+    def engine(self) -> Any:
+        """The DeepSpeed engine."""
+        return self._engine
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """This process's share of the float32 weights, flat."""
+        optimizer = self._engine.optimizer
+        parts: list[Tensor] = (
+            optimizer.single_partition_of_fp32_groups if self._stage < 3 else optimizer.fp32_partitioned_groups_flat
+        )
+        return parts
+
+    @property
+    def steps(self) -> Tensor:
+        """Adam's number of steps, a scalar."""
+        step: Tensor = self._inner.state[self.masters[0]]["step"]
+        return step.detach().cpu().clone()
+
+    @steps.setter
+    def steps(self, value: Tensor) -> None:
+        for part in self.masters:
+            self._inner.state[part]["step"].copy_(value)
+
+    @property
+    def _inner(self) -> Any:
+        return self._engine.optimizer.optimizer
+
+    def gathered(self, state: str | None = None, *, everywhere: bool = False) -> Iterator[Tensor]:
+        """The whole float32 weights, or an optimiser's state, on the host of the main process, one after the other.
+
+        All processes iterate together; those that keep nothing get empty tensors, unless ``everywhere``.
+        """
+        utils = self._zero.utils
+        for parameter in self._parameters:
+            with everybody_there():
+                whole = (
+                    utils.safe_get_full_fp32_param(parameter)
+                    if state is None
+                    else utils.safe_get_full_optimizer_state(parameter, state)
+                )
+            yield whole.detach().cpu() if self._world.is_main or everywhere else torch.empty(0)
+
+    def put(self, values: Sequence[Tensor], state: str | None = None) -> None:
+        """Set the float32 weights, with every copy of them, or an optimiser's state from whole tensors."""
+        utils = self._zero.utils
+        for parameter, value in zip(self._parameters, values, strict=True):
+            if state is None:
+                utils.safe_set_full_fp32_param(parameter, value.float())
+            else:
+                utils.safe_set_full_optimizer_state(parameter, value.float(), state)
+        if state is None:
+            self.recast()
+
+    @torch.no_grad()
+    def recast(self) -> None:
+        """Make the weights of engine and rollouts from the float32 ones; DeepSpeed's setters leave them behind."""
+        whole = self.gathered(everywhere=True)
+        for parameter, copied, value in zip(self._parameters, self.rollout.parameters(), whole, strict=True):
+            if self._stage == 3:
+                with everybody_there(), self._zero.zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(value)
+            copied.data.copy_(value)
+        self._stale = False
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the module of the rollouts up to date; nothing to do in stages 1 and 2."""
+        if self._stage < 3 or not self._stale:
+            return
+        pairs = zip(self._parameters, self.rollout.parameters(), strict=True)
+        for chunk in _chunks(list(pairs)):
+            with everybody_there(), self._zero.zero.GatheredParameters([parameter for parameter, _ in chunk]):
+                for parameter, copied in chunk:
+                    copied.data.copy_(parameter.data)
+        self._stale = False
+
+    def field(self) -> VelocityField:
+        """The network as the updates compute it."""
+
+        def velocity(x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
+            with peers_in_words():
+                result: Tensor = self._engine(x, t, **condition)
+            return result
+
+        return velocity
+
+    def step(self) -> None:
+        """Let the engine do its update."""
+        with peers_in_words():
+            self._engine.step()
+        self._stale = True
+
+
+class ZeroOptimizer:
+    """What `mfd_fast.training.optimizing.RoleOptimizer` is for whole roles, for a sharded one.
+
+    DeepSpeed averages, unscales and clips the gradient, and skips the update where it is not finite.
+    """
+
+    def __init__(self, sharded: Sharded, settings: OptimizerSettings, *, total_updates: int) -> None:
+        self._sharded, self._settings, self._total = sharded, settings, total_updates
+        self._backwards = 0
+        self.updates = 0
+        scaler = self._engine.optimizer.loss_scaler
+        self._scaler = scaler if getattr(scaler, "dynamic", False) else None
+        if self._scaler is not None:
+            # Too many skipped updates end a training elsewhere, with advice.
+            self._scaler.raise_error_at_min_scale = False
+
+    @property
+    def _engine(self) -> Any:
+        return self._sharded.engine
+
+    def backward(self, loss: Tensor, accumulation: int, *, keep_graph: bool = False) -> None:
+        """Add the gradient of one of ``accumulation`` parts of the batch, the number the engine was made for."""
+        if self._backwards:
+            self._engine.step()  # the end of a part before the last; DeepSpeed counts them
+        self._backwards += 1
+        seed = torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
+        with peers_in_words():
+            self._engine.backward(loss * seed, retain_graph=keep_graph)
+
+    def step(self) -> UpdateReport:
+        """Apply the gradient and forget it. Non-finite gradients change no weight."""
+        rate = learning_rate(self._settings, self.updates, self._total)
+        for group in self._engine.optimizer.param_groups:
+            set_learning_rate(group, rate)
+        self._sharded.step()
+        self._backwards = 0
+        self.updates += 1
+        skipped = bool(self._engine.optimizer.overflow)
+        norm = math.inf if skipped else float(self._engine.get_global_grad_norm())
+        return UpdateReport(torch.tensor(norm), rate, torch.tensor(skipped))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimiser's state as named tensors ``INDEX.NAME``; whole in the main process, empty in the others."""
+        steps = self._sharded.steps
+        every = zip(*(self._sharded.gathered(name) for name in STATES), strict=True)
+        named: dict[str, Tensor] = {}
+        for index, values in enumerate(every):
+            named[f"{index}.step"] = steps
+            named |= {f"{index}.{name}": value for name, value in zip(STATES, values, strict=True)}
+        return named
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest of the state, for JSON, in the words of torch.amp.GradScaler."""
+        scale: dict[str, Any] = {}
+        if self._scaler is not None:
+            since = (self._scaler.cur_iter - self._scaler.last_overflow_iter - 1) % GROWTH_INTERVAL
+            scale = {"scale": self._scaler.cur_scale, "growth_factor": 2.0, "backoff_factor": 0.5}
+            scale |= {"growth_interval": GROWTH_INTERVAL, "_growth_tracker": since}
+        return {"updates": self.updates, "loss_scale": scale, "kind": self._settings.name, "rest": {}}
+
+    def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Continue from what `tensors` and `numbers` gave, of this class or of RoleOptimizer."""
+        count = len(list(self._sharded.rollout.parameters()))
+        if tensors:  # nothing before the first update
+            for name in STATES:
+                self._sharded.put([tensors[f"{index}.{name}"] for index in range(count)], name)
+            self._sharded.steps = tensors["0.step"]
+        self.updates = int(numbers["updates"])
+        if self._scaler is not None:
+            self._scaler.cur_scale = float(numbers["loss_scale"]["scale"])
+            self._scaler.last_overflow_iter = -1
+            self._scaler.cur_iter = int(numbers["loss_scale"]["_growth_tracker"])
+
+
+class ZeroAverage(WeightAverage):
+    """The average of a sharded role: each process averages its share of the float32 weights."""
+
+    def __init__(self, sharded: Sharded, decay: float) -> None:
+        super().__init__([nn.Parameter(part.detach(), requires_grad=False) for part in sharded.masters], decay)
+        self._sharded = sharded
+
+    def update(self, updates: int, skipped: Tensor | None = None) -> None:
+        """As for whole weights; the shares may lie on the host."""
+        super().update(updates, None if skipped is None else skipped.to(self._weights[0].device))
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the role has the averaged weights; all processes enter and leave together."""
+        with super().applied():
+            self._sharded.recast()
+            yield
+        self._sharded.recast()
+
+    def settle(self) -> None:
+        """Give the role the averaged weights for good."""
+        super().settle()
+        self._sharded.recast()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averaged weights, named by their position; whole in the main process, empty in the others."""
+        with super().applied():
+            return {str(index): value for index, value in enumerate(self._sharded.gathered())}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave, of this class or of WeightAverage."""
+        kept = [weight.clone() for weight in self._weights]
+        self._sharded.put([tensors[str(index)] for index in range(len(tensors))])
+        torch._foreach_copy_(self._average, self._weights)
+        torch._foreach_copy_(self._weights, kept)
+        self._sharded.recast()
+
+
+class _Cast(nn.Module):
+    """A network under autocast, inside of the engine, which would switch it off; times and states stay float32."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None, device: str) -> None:
+        super().__init__()
+        self.network, self._dtype, self._device = network, dtype, device
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The velocity of the network."""
+        with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
+            velocity: Tensor = self.network(x, t, **condition)
+        return velocity
+
+
+def engine_config(settings: DistillSettings, optimizer: OptimizerSettings, context: Context) -> dict[str, Any]:
+    """DeepSpeed's configuration of a role."""
+    share = context.shares(settings.batch_size, settings.accumulation)[0]
+    zero: dict[str, Any] = {
+        "stage": settings.zero_stage,
+        "overlap_comm": context.device.type == "cuda",
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "stage3_prefetch_bucket_size": BUCKET,
+    }
+    if settings.zero_offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": context.device.type == "cuda"}
+    config: dict[str, Any] = {
+        "train_batch_size": share.total,
+        "train_micro_batch_size_per_gpu": share.rows,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": optimizer.clip_norm or 0.0,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+    }
+    if settings.precision == "bfloat16":
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    if settings.precision == "float16":
+        scale = {"initial_scale_power": 16, "loss_scale_window": GROWTH_INTERVAL, "hysteresis": 1}
+        config["fp16"] = {"enabled": True, "auto_cast": False, **scale}
+    return config
+
+
+def import_deepspeed(context: Context) -> Any:
+    """DeepSpeed, quiet, with a process group to use; a run of one process gets a group of one.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", context.device.type)
+    os.environ.setdefault("LOCAL_RANK", str(context.world.local_rank))
+    try:
+        import deepspeed
+        from deepspeed.utils import logger
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "distill.zero_stage needs DeepSpeed: pip install 'mfd_fast[zero]', or leave zero_stage at 0"
+        ) from error
+    # DeepSpeed calls functions of torch by their former names.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # On CPUs it would compile a reduction through shared memory, in which processes wait for ever for a dead one.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel(logging.ERROR)  # skipped updates are told by the training, once
+    if not dist.is_initialized():
+        backend = "nccl" if context.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    # A group that is still there when the interpreter ends can abort it (seen with stage 3).
+    atexit.register(leave_world)
+    return deepspeed
+
+
+@contextmanager
+def peers_in_words() -> Iterator[None]:
+    """Errors of messages inside say that a process is gone; others, such as of memory, stay as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not of_a_message(error):
+            raise
+        with everybody_there():
+            raise
+
+
+def _chunks(
+    pairs: list[tuple[nn.Parameter, nn.Parameter]],
+) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
+    """Neighbours with about `BUCKET` elements together."""
+    chunk: list[tuple[nn.Parameter, nn.Parameter]] = []
+    for pair in pairs:
+        if chunk and sum(copied.numel() for _, copied in [*chunk, pair]) > BUCKET:
+            yield chunk
+            chunk = []
+        chunk.append(pair)
+    if chunk:
+        yield chunk

@@ -1,0 +1,213 @@
+"""Distillations with roles that DeepSpeed shares out: python zero_ranks.py FOLDER writes FOLDER/told.json.
+
+A program of its own: it imports DeepSpeed once and forks the processes of every scenario.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import torch
+import torch._dynamo
+from deepspeed.accelerator import get_accelerator  # once, before the forks
+
+from mfd_fast.cli import main
+from mfd_fast.methods.mfd import MeanFlowDistillation
+from mfd_fast.storage import write_json
+from mfd_fast.training.checkpoint import list_checkpoints
+from mfd_fast.training.distill import DistillTraining
+
+SETTINGS = (
+    *("model.options.width=16", "model.options.depth=1", "run.device=cpu", "run.threads=1", "run.tensorboard=false"),
+    *("data.options.num_samples=200", "data.options.num_held_out=50", "run.patience_seconds=20", "teacher.updates=30"),
+    *("teacher.batch_size=16", "distill.student_updates=7", "distill.cycle_auxiliary=2", "distill.batch_size=16"),
+    *("distill.rollout.step_size=0.25", "distill.ema_decay=0.5", "distill.accumulation=2", "distill.student_steps=2"),
+    *("distill.checkpoint_every=3", "distill.keep_checkpoints=9", "distill.student_optimizer.clip_norm=0.05"),
+)
+
+CUT = 9
+"""The update from whose checkpoint runs are resumed."""
+
+Spoil = Callable[[int], None]
+
+
+def nothing(rank: int) -> None:
+    pass
+
+
+def run(folder: Path, processes: int, *options: str, spoil: Spoil = nothing, command: str = "distill") -> list[int]:
+    """Exit codes of the command's processes; what each says goes to ``FOLDER-RANK.txt``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            if processes > 1:
+                os.environ |= {"WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            handle = os.open(f"{folder}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            code = 99
+            try:
+                spoil(rank)
+                watch(Path(f"{folder}-{rank}.json"))
+                chosen = [part for setting in SETTINGS for part in ("--set", setting)]
+                code = main(
+                    [command, "--preset", "mixture-2d", "--run", str(folder), "--resume", "auto", *chosen, *options]
+                )
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def watch(path: Path) -> None:
+    """Every update is logged; which role's weights it changed in this process, and whether a rollout's weights ever
+    moved in memory, is kept in ``path``.
+    """
+    original, seen = DistillTraining.run_update, []
+
+    def run_update(self: Any, update: int) -> Any:
+        if self._sharded is None:
+            return original(self, update)
+        parts = self._sharded.sharded
+        before = {role: [part.detach().clone() for part in sharded.masters] for role, sharded in parts.items()}
+        where = [p.data_ptr() for sharded in parts.values() for p in sharded.rollout.parameters()]
+        result = original(self, update)
+        changed = [
+            role
+            for role, sharded in parts.items()
+            if not all(torch.equal(a, b) for a, b in zip(before[role], sharded.masters, strict=True))
+        ]
+        here = [p.data_ptr() for sharded in parts.values() for p in sharded.rollout.parameters()]
+        seen.append({"role": result.role, "changed": changed, "moved": here != where, **stale(parts, result.role)})
+        if update + 1 == self.total_updates:
+            write_json(path, seen)
+        return result
+
+    DistillTraining.run_update = run_update  # type: ignore[method-assign]
+    DistillTraining.log_due = lambda self, update: True  # type: ignore[method-assign]
+
+
+def stale(parts: dict[str, Any], role: str) -> dict[str, Any]:
+    """By how much the rollouts' weights of the roles that this update did not train differ from the float32 ones."""
+    gap = 0.0
+    for other, sharded in parts.items():
+        if other != role:
+            whole = sharded.gathered(everywhere=True)
+            for copied, value in zip(sharded.rollout.parameters(), whole, strict=True):
+                gap = max(gap, (copied.detach() - value.to(copied.dtype)).abs().max().item())
+    return {"gap": gap}
+
+
+def nan_in_one_rank(rank: int) -> None:
+    """The auxiliary's loss of update 4 is NaN in process 1."""
+    draw, loss = DistillTraining._draw, MeanFlowDistillation.auxiliary_loss
+
+    def noted(self: Any, update: int, share: Any) -> Any:
+        draws, condition = draw(self, update, share)
+        draws.hit = update == 4 and share.first <= 13 < share.first + share.rows
+        return draws, condition
+
+    def spoilt(self: Any, actors: Any, batch: Any, *rest: Any) -> Any:
+        result = loss(self, actors, batch, *rest)
+        return result._replace(value=result.value * float("nan")) if batch.draws.hit else result
+
+    DistillTraining._draw = noted  # type: ignore[method-assign]
+    MeanFlowDistillation.auxiliary_loss = spoilt  # type: ignore[method-assign]
+
+
+def dies(rank: int) -> None:
+    original = DistillTraining.run_update
+
+    def run_update(self: Any, update: int) -> Any:
+        if update == 13 and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, update)
+
+    DistillTraining.run_update = run_update  # type: ignore[method-assign]
+
+
+def half_precision(rank: int) -> None:
+    """DeepSpeed asks whether the processor has instructions for float16; torch computes it without them too."""
+    get_accelerator().is_fp16_supported = lambda: True  # type: ignore[method-assign]
+
+
+def cut(source: Path, target: Path) -> Path:
+    """A copy of a finished run as it was after `CUT` updates."""
+    shutil.copytree(source, target)
+    for path in list_checkpoints(target / "checkpoints" / "distill"):
+        if int(path.name.split("-")[1]) > CUT:
+            shutil.rmtree(path)
+    for name in ("student.safetensors", "student.json"):
+        (target / name).unlink()
+    return target
+
+
+RESUMES: dict[str, tuple[str, int, int]] = {
+    "another number": ("two-2", 1, 2),
+    "another stage": ("two-2", 2, 3),
+    "as a whole": ("two-3", 1, 0),
+    "less shared out": ("two-3", 2, 1),
+    "from a whole": ("one", 2, 3),
+    "the same": ("two-2-fp16", 2, 2),
+    "a batch that cannot be split": ("two-2", 3, 2),
+}
+"""Which run is resumed after `CUT` updates, on how many processes, in which stage."""
+
+
+def resume(folder: Path, name: str) -> list[int]:
+    """Exit codes of a resumed run."""
+    source, processes, stage = RESUMES[name]
+    options = [*(SCENARIOS[source][1][2:]), *(["--zero", str(stage)] if stage else [])]
+    spoil = half_precision if source.endswith("fp16") else nothing
+    return run(cut(folder / source, folder / name), processes, *options, spoil=spoil)
+
+
+SCENARIOS: dict[str, tuple[int, tuple[str, ...], Spoil]] = {
+    "one": (1, (), nothing),
+    "two-1": (2, ("--zero", "1"), nothing),
+    "two-2": (2, ("--zero", "2"), nothing),
+    "two-3": (2, ("--zero", "3"), nothing),
+    "offload": (2, ("--zero", "2", "--zero-offload"), nothing),
+    "one-bf16": (1, ("--set", "distill.precision=bfloat16"), nothing),
+    "two-3-bf16": (2, ("--zero", "3", "--set", "distill.precision=bfloat16"), nothing),
+    "one-fp16": (1, ("--set", "distill.precision=float16"), nothing),
+    "two-2-fp16": (2, ("--zero", "2", "--set", "distill.precision=float16"), half_precision),
+    "nan": (2, ("--zero", "3"), nan_in_one_rank),
+    "dies": (2, ("--zero", "2"), dies),
+}
+
+
+def examine(folder: Path) -> dict[str, Any]:
+    """All scenarios; by name exit codes and seconds."""
+    assert run(folder / "teacher", 1, command="train-teacher") == [0], (folder / "teacher-0.txt").read_text()
+    told: dict[str, Any] = {}
+    for name, (processes, options, spoil) in SCENARIOS.items():
+        shutil.copytree(folder / "teacher", folder / name)
+        began = time.monotonic()
+        codes = run(folder / name, processes, *options, spoil=spoil)
+        told[name] = {"codes": codes, "seconds": time.monotonic() - began}
+    return told | {name: {"codes": resume(folder, name)} for name in RESUMES}
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    (place / "told.json").write_text(json.dumps(examine(place)))
