@@ -30,7 +30,7 @@ from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_settings, check_task
 from mfd_fast.training.roles import TRAINED, FullRoles, Roles
-from mfd_fast.training.zero import ZeroRoles
+from mfd_fast.training.zero_roles import ZeroRoles
 from mfd_fast.types import Rows
 
 DEFAULT_NEEDS = Needs()

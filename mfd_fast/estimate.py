@@ -76,7 +76,7 @@ class Plan:
     zero_stage: int = 0
     offload: bool = False
     optimizer_bits: int = 32
-    """Of each of Adam's two averages of a full role; 8 is arithmetic only, this package has no such optimiser."""
+    """Of each of Adam's two averages of a full role; with ZeRO, 8 is arithmetic only."""
     checkpointing: bool = False
 
     def __post_init__(self) -> None:

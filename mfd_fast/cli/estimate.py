@@ -26,7 +26,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: distill.precision")
     command.add_argument("--zero", metavar="STAGE", type=int, choices=(0, 1, 2, 3), help="default: distill.zero_stage")
     command.add_argument("--zero-offload", action="store_true", help="float32 weights and states on the host")
-    command.add_argument("--optimizer-bits", type=int, choices=(8, 32), default=32, help="of Adam's averages")
+    command.add_argument("--optimizer-bits", type=int, choices=(8, 32), help="of Adam's averages in full roles")
     command.add_argument("--checkpointing", action="store_true", help="blocks computed again in the backward pass")
     command.set_defaults(run_command=run_estimate)
 
@@ -50,7 +50,12 @@ def run_estimate(options: argparse.Namespace) -> int:
     return 1
 
 
+MODELS = {"sana": "sana-1.6b"}
+"""What was measured under another name than the model's."""
+
+
 def _plan(options: argparse.Namespace, settings: DistillSettings, model: str) -> Plan:
+    model = MODELS.get(model, model)
     network = options.network or model
     if network not in NETWORKS:
         raise ValueError(f"--network: {network!r} was not measured; there is {', '.join(NETWORKS)}")
@@ -74,8 +79,8 @@ def _plan(options: argparse.Namespace, settings: DistillSettings, model: str) ->
         options.precision or ("bfloat16" if named else settings.precision),
         stage,
         options.zero_offload or settings.zero_offload,
-        options.optimizer_bits,
-        options.checkpointing,
+        options.optimizer_bits or (8 if settings.auxiliary_optimizer.name == "adamw8bit" else 32),
+        options.checkpointing or settings.recompute_blocks,
     )
 
 

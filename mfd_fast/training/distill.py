@@ -30,7 +30,7 @@ from mfd_fast.training.roles import Roles
 from mfd_fast.training.samples import SamplesAhead
 from mfd_fast.training.step import Updates, Work, make_updates
 from mfd_fast.training.teacher import law_from
-from mfd_fast.training.zero import ZeroAverage, ZeroOptimizer, ZeroRoles
+from mfd_fast.training.zero_roles import ZeroAverage, ZeroOptimizer, ZeroRoles
 from mfd_fast.types import Condition, VelocityField
 
 GUIDANCE_SAVINGS = ("guidance_interval", "negative_every")
