@@ -109,8 +109,9 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 def test_compiles_to_one_graph_with_equal_results(name: str) -> None:
     model = stirred(name)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(*inputs()), model(*inputs()))
-    assert torch.equal(compiled(*inputs()[:2]), model(*inputs()[:2]))
+    # Equal to rounding: what is compiled may be written by another formula (GELU by a sigmoid).
+    torch.testing.assert_close(compiled(*inputs()), model(*inputs()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(compiled(*inputs()[:2]), model(*inputs()[:2]), rtol=1e-5, atol=1e-6)
 
 
 @each_model
