@@ -78,6 +78,8 @@ class Plan:
     optimizer_bits: int = 32
     """Of each of Adam's two averages of a full role; with ZeRO, 8 is arithmetic only."""
     checkpointing: bool = False
+    steps: int = 1
+    """Steps of the student that are kept for one backward pass."""
 
     def __post_init__(self) -> None:
         choices = {
@@ -91,7 +93,7 @@ class Plan:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        for name in ("gpus", "rows"):
+        for name in ("gpus", "rows", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.offload and not self.zero_stage:
@@ -150,7 +152,7 @@ def estimate(plan: Plan) -> Estimate:
     gpu = {
         "teacher": network.parameters * network.teacher_bytes / GIB,
         **{name: part[0] for name, part in parts.items()},
-        "activations": plan.rows * max(plan.saved(kind) for kind in roles.values()),
+        "activations": plan.rows * max(plan.saved(plan.auxiliary), plan.steps * plan.saved(plan.student)),
         "rollout": plan.rows * network.cache,
         "context": CONTEXT + (MESSAGES if plan.zero_stage else 0.0),
     }

@@ -61,6 +61,11 @@ def test_activations_decide_for_occfm() -> None:
     assert found.largest == "activations"
 
 
+def test_steps_of_the_student_are_kept_together() -> None:
+    two = estimate(Plan("occfm", rows=3, steps=2)).gpu["activations"]
+    assert two == pytest.approx(3 * 2 * NETWORKS["occfm"].saved)
+
+
 @pytest.mark.slow
 def test_constants_of_occfm_are_those_of_the_network() -> None:
     """Counted on a forward pass that computes nothing."""
@@ -124,5 +129,7 @@ def test_the_command_says_what_decides(capsys: pytest.CaptureFixture[str]) -> No
     assert "of 1 rows" in said
     assert main(["estimate", "--preset", "occfm-8x3090", "--gpus", "3"]) == 2
     assert "a multiple of gpus x accumulation = 3 x 1, got 8" in capsys.readouterr().err
+    assert main(["estimate", "--preset", "sana-1600m-24gb"]) == 0
+    assert "activations    0.30" in capsys.readouterr().out, "its blocks and steps are computed again"
     assert main(["estimate", "--preset", "mixture-2d"]) == 2
     assert "'mlp' was not measured" in capsys.readouterr().err

@@ -81,6 +81,7 @@ def _plan(options: argparse.Namespace, settings: DistillSettings, model: str) ->
         options.zero_offload or settings.zero_offload,
         options.optimizer_bits or (8 if settings.auxiliary_optimizer.name == "adamw8bit" else 32),
         options.checkpointing or settings.recompute_blocks,
+        1 if settings.recompute_steps else settings.grad_steps or settings.student_steps,
     )
 
 
