@@ -96,7 +96,7 @@ class TestTwoProcesses:
             "another number",
             "another stage",
             "as a whole",
-            "fewer things shared out",
+            "less shared out",
             "from a whole",
         ],
     )
