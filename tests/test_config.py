@@ -143,7 +143,8 @@ def test_int_becomes_float_and_none_text_becomes_none() -> None:
         ),
         (
             "distill.student_optimizer.name=adamW",
-            "distill.student_optimizer.name must be one of 'adam', 'adamw', 'adamw8bit'; got 'adamW' (did you mean 'adamw'?)",
+            "distill.student_optimizer.name must be one of 'adam', 'adamw', 'adamw8bit'; got 'adamW' "
+            "(did you mean 'adamw'?)",
         ),
         (
             "distill.auxiliary_optimizer.learning_rate=-1",
