@@ -43,6 +43,15 @@ def with_pipeline(settings: Settings, pipeline: str | None) -> Settings:
     return settings
 
 
+def refuse_pipeline(settings: Settings) -> None:
+    """Raise ValueError if the network of the settings comes trained from a pipeline."""
+    if settings.model.name in PIPELINES:
+        raise ValueError(
+            f"model.name = {settings.model.name!r} comes trained from a diffusers pipeline: "
+            f"use mfd-fast distill --pipeline PATH"
+        )
+
+
 def pipeline_teacher(
     settings: Settings, dataset: Any, device: torch.device, *, download: bool
 ) -> tuple[nn.Module, Any]:

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 
 from mfd_fast.cli.options import add_run, add_settings, open_run, read_settings, resume_choice
-from mfd_fast.cli.pipelines import add_pipeline, pipeline_teacher, run_sample_pipeline, with_pipeline
+from mfd_fast.cli.pipelines import (
+    add_pipeline,
+    pipeline_teacher,
+    refuse_pipeline,
+    run_sample_pipeline,
+    with_pipeline,
+)
 from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import write_json
@@ -75,6 +81,7 @@ def run_demo(options: argparse.Namespace) -> int:
     from mfd_fast.demo import run_demo as demo
 
     settings = read_settings(options)
+    refuse_pipeline(settings)
     if options.seed is not None:
         settings = replace(settings, run=replace(settings.run, seed=options.seed))
     run = open_run(options, settings)
@@ -92,6 +99,7 @@ def run_train_teacher(options: argparse.Namespace) -> int:
     from mfd_fast.training.teacher import train_teacher
 
     settings = read_settings(options)
+    refuse_pipeline(settings)
     run = open_run(options, settings)
     if run.has_network("teacher"):
         print(f"{run.path} already has its teacher; --fresh starts anew")
@@ -208,6 +216,7 @@ def _held_out_conditions(run: RunFolder, names: tuple[str, ...], count: int) -> 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Measure teacher and student of a run again."""
     from mfd_fast.data import load_dataset
+    from mfd_fast.data.dataset import NoSamples
     from mfd_fast.evaluation import evaluate_run
     from mfd_fast.training.context import choose_device
 
@@ -218,6 +227,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.labels is not None:
         settings = replace(settings, evaluate=replace(settings.evaluate, labels=options.labels))
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
+    if isinstance(dataset.x, NoSamples):
+        raise ValueError("evaluate compares with samples, and prompts have none: look at pictures, mfd-fast sample")
     decoder = None
     if options.occfm_repo is not None:
         from mfd_fast.occfm_repo import load_decoder

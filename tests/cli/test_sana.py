@@ -206,6 +206,9 @@ def test_wrong_flags(refused: Callable[..., str], sana: Sana, finished_sana: Pat
     assert "--label: this student has no classes" in refused("sample", finished_sana, "--label", "3", "--out", "a.npz")
     assert "distill.sample_every=0" in refused(*without_vae(sana).distill(Path("run")))
     assert "needs real samples" in refused(*sana.distill(Path("run"), "distill.method=cd"))
+    assert "comes trained from a diffusers pipeline" in refused("train-teacher", "--preset", "sana-1600m")
+    assert "comes trained from a diffusers pipeline" in refused("demo", "--preset", "sana-1600m")
+    assert "prompts have none" in refused("evaluate", finished_sana)
     assert not Path("run").exists()
 
 
