@@ -34,8 +34,9 @@ from mfd_fast.training.distill import DistillTraining
 RESULTS = Path(__file__).parent / "results"
 GUIDANCE = 4.5
 CASES: dict[str, Callable[[bool], Case]] = {"sana": sana_case, "occupancy": occupancy_case}
-OWN = {"solver": "ab2", "step_size": 0.05}
-LOOP_STEP = 0.02
+STEPS = (0.02, 0.05)
+"""Euler steps of the loop and of this package, and AB2 steps of this package."""
+TOY_STEPS = (0.2, 0.25)
 FINE = {"solver": "rk4", "step_size": 0.05}
 
 
@@ -68,11 +69,12 @@ def measure_case(case: Case, device: torch.device, toy: bool, repeats: int) -> d
     perturb(roles)
     if plain is not roles:
         plain.load_state_dict("auxiliary", roles.state_dict("auxiliary"))
-    loop = ReleasedLoop(plain, case, device, GUIDANCE, 0.2 if toy else LOOP_STEP)
+    steps = TOY_STEPS if toy else STEPS
+    loop = ReleasedLoop(plain, case, device, GUIDANCE, steps[0])
     parameters = sum(value.numel() for value in roles.module.parameters())
     found: dict[str, Any] = {"network": case.name, "parameters": parameters}
     for rows in (1, 2) if toy else (1, 8):
-        found[f"rollout, batch {rows}"] = rollouts(roles, loop, case, rows, device, repeats, warm=not toy)
+        found[f"rollout, batch {rows}"] = rollouts(roles, loop, case, rows, device, repeats, steps)
         settings = settings_of(case, rows, device, toy)
         task = Task(case.sample_shape, case.condition(max(rows, 2)), case.negative)
         student = make_student(roles, task, settings.distill, device)
@@ -88,14 +90,20 @@ def settings_of(case: Case, rows: int, device: torch.device, toy: bool) -> Any:
         "distill.cycle_auxiliary=10", "distill.cycle_student=1", f"distill.batch_size={rows}", "distill.roles=lora",
         f"distill.student_steps={case.student_steps}", f"distill.guidance_scale={GUIDANCE}",
         "distill.precision=bfloat16", "distill.times.law=uniform", f"run.device={device}",
-        f"distill.compile={'off' if toy else 'on'}", f"distill.rollout.solver={OWN['solver']}",
-        f"distill.rollout.step_size={0.25 if toy else OWN['step_size']}",
+        f"distill.compile={'off' if toy else 'on'}", "distill.rollout.solver=ab2",
+        f"distill.rollout.step_size={(TOY_STEPS if toy else STEPS)[1]}",
     ]  # fmt: skip
     return mfd_fast.load_settings("mixture-2d", overrides=changes)
 
 
 def rollouts(
-    roles: LoRARoles, loop: ReleasedLoop, case: Case, rows: int, device: torch.device, repeats: int, *, warm: bool
+    roles: LoRARoles,
+    loop: ReleasedLoop,
+    case: Case,
+    rows: int,
+    device: torch.device,
+    repeats: int,
+    steps: tuple[float, float],
 ) -> dict[str, Any]:
     """Seconds, error, peak memory and host synchronisations of the pair's mean velocities, ours and the loop's."""
     generator = torch.Generator().manual_seed(rows)
@@ -115,13 +123,13 @@ def rollouts(
         )
         return u
 
-    if warm:
+    if steps is STEPS:  # at toy size compiling takes longer than everything else
         mfd_fast.warmup(roles.teacher, x, auxiliary=roles.auxiliary, **shared)
     exact = own(**FINE, runner="eager")
     ways: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "released loop": lambda: loop.rollout(x, t, r, given),
-        "mfd_fast, Euler 0.02": lambda: own(step_size=LOOP_STEP),
-        "mfd_fast, AB2 0.05": lambda: own(**OWN),
+        f"mfd_fast, Euler {steps[0]:g}": lambda: own(step_size=steps[0]),
+        f"mfd_fast, AB2 {steps[1]:g}": lambda: own(solver="ab2", step_size=steps[1]),
     }
     found = {name: measure(call, device, repeats) for name, call in ways.items()}
     for name, call in ways.items():

@@ -22,8 +22,8 @@ def test_toy(tmp_path: Path, capsys: Any) -> None:
     assert results["conditions"]["device"] == "cpu"
     for rows in (1, 2):
         rollout, cycle = found[f"rollout, batch {rows}"], found[f"cycle, batch {rows}"]
-        assert set(rollout) == {"released loop", "mfd_fast, Euler 0.02", "mfd_fast, AB2 0.05"}
-        assert all(0 < seen["gradient_error"] < 0.1 for seen in rollout.values())
+        assert set(rollout) == {"released loop", "mfd_fast, Euler 0.2", "mfd_fast, AB2 0.25"}
+        assert all(0 < seen["gradient_error"] < 0.2 for seen in rollout.values())
         assert all(seen["seconds"] > 0 and seen["synchronisations"] is None for seen in cycle.values())
     assert "OccFM toy" in capsys.readouterr().out
 
@@ -44,6 +44,8 @@ def test_both_forms_of_the_roles_are_one_network() -> None:
     gpu_compare.perturb(roles)
     x, t, condition = torch.randn(2, *case.sample_shape).bfloat16(), torch.tensor([0.2, 0.9]), case.condition(2)
     with torch.no_grad():
+        for value in roles.parameters("auxiliary"):
+            value.mul_(10)
         before = plain.auxiliary(x, t, **condition)
         plain.load_state_dict("auxiliary", roles.state_dict("auxiliary"))
         own, loops = (field(x, t, **condition).float() for field in (roles.auxiliary, plain.auxiliary))
