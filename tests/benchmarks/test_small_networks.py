@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from small_networks import make_layers, sequential_mlps
+from small_networks import make_field, sequential_mlps
 
 
 def test_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11,7 +11,7 @@ def test_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("small_networks.ROWS", (2,))
     (line,) = sequential_mlps(calls=10)
     own = {name.split()[1] for name in line["microseconds"] if name.startswith("mfd_fast")}
-    assert {"eager", "compiled"} <= own
+    assert {"eager", "compiled", "fused"} <= own
     best = {
         who: min(taken for name, taken in line["microseconds"].items() if name.startswith(who))
         for who in ("mfd_fast", "diffrax")
@@ -20,5 +20,5 @@ def test_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (line["rows"], line["calls"]) == (2, 10)
 
 
-def test_layers_take_state_and_time() -> None:
-    assert make_layers(2, 8, 2)(torch.zeros(5, 3)).shape == (5, 2)
+def test_the_field_takes_state_and_time() -> None:
+    assert make_field(2, 8, 2)(torch.zeros(5, 2), torch.zeros(5)).shape == (5, 2)
