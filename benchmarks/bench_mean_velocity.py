@@ -19,7 +19,7 @@ from workload import gradient_error, make_draw
 SAME_NUMBERS = 1e-4
 OTHERWISE = 0.1
 """Largest difference of gradients of ways with smaller steps in narrow rows, or with the released loop's rounding."""
-OWN = ("eager", "compiled")
+OWN = ("eager", "compiled", "fused")
 
 
 @functools.cache

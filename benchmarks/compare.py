@@ -61,6 +61,7 @@ def main() -> None:
     pair = trained_pair("dit")
     draws = [make_draw(seed) for seed in range(QUICK_DRAWS if options.quick else FULL_DRAWS)]
     fine = [fine_velocities(pair, draw) for draw in tqdm(draws, desc="fine solutions in float64", unit="draw")]
+    small = sequential_mlps(calls=100 if options.quick else 1000)
     own = Own(pair)
     baseline = own.way(euler())
     ways = [baseline, own.way(euler(), "eager"), own.way(euler(dtype=torch.bfloat16))]
@@ -88,7 +89,7 @@ def main() -> None:
         "tried_at_equal_error": {name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in curve.items()},
         "limit": limits,
         "padding_waste": [padding_waste(draw) for draw in draws],
-        "sequential_mlps": sequential_mlps(calls=100 if options.quick else 1000),
+        "sequential_mlps": small,
     }
     if not options.quick:
         results["scaling"] = scaling()

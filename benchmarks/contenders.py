@@ -9,6 +9,8 @@ from torch import nn
 
 import mfd_fast
 from fields import NO_LABEL, Pair
+from mfd_fast.released import released_arithmetic
+from mfd_fast.types import VelocityField
 from peers import loops
 from peers.guided import conditional, guided
 from peers.libraries import torchdiffeq_lock_step, torchdiffeq_same_numbers, torchode_euler
@@ -82,16 +84,12 @@ class Own:
 def torch_peers(pair: Pair) -> list[Way]:
     """Euler 0.02 by loops and by the libraries of PyTorch; eager, as they come."""
     fields = (guided(pair.teacher, GUIDANCE, NO_LABEL), conditional(pair.auxiliary))
-    low = tuple(copy.deepcopy(network).bfloat16() for network in (pair.teacher, pair.auxiliary))
-    low_fields = tuple(
-        loops.cast_to(field, torch.bfloat16) for field in (guided(low[0], GUIDANCE, NO_LABEL), conditional(low[1]))
-    )
 
-    def both(integrate: Callable[..., torch.Tensor], of: tuple[Any, ...] = fields, **options: Any) -> Run:
+    def both(integrate: Callable[..., torch.Tensor]) -> Run:
         @torch.no_grad()
         def run(draw: Draw) -> Velocities:
             u_teacher, u_auxiliary = (
-                integrate(field, draw.x, draw.t, draw.r, draw.label, STEP_SIZE, **options) for field in of
+                integrate(field, draw.x, draw.t, draw.r, draw.label, STEP_SIZE) for field in fields
             )
             return u_teacher, u_auxiliary
 
@@ -103,9 +101,26 @@ def torch_peers(pair: Pair) -> list[Way]:
         Way("torchode Euler 0.02", both(torchode_euler), same_numbers=True),
         Way("eager lock-step Euler 0.02", both(loops.lock_step), same_numbers=True),
         Way("row by row Euler 0.02", both(loops.row_by_row), same_numbers=True),
-        Way("released loop, float32", both(loops.released_loop)),
-        Way("released loop, bfloat16", both(loops.released_loop, low_fields, dtype=torch.bfloat16)),
+        released_loop(pair, torch.float32),
+        released_loop(pair, torch.bfloat16),
     ]
+
+
+def released_loop(pair: Pair, dtype: torch.dtype) -> Way:
+    """The released script's arithmetic, row by row, with networks, times and x_t in ``dtype``."""
+    networks = [copy.deepcopy(network).to(dtype) for network in pair[:2]]
+
+    def field(network: nn.Module) -> VelocityField:
+        return lambda x, t, **condition: network(x.to(dtype), t.float(), **condition)
+
+    teacher, auxiliary = (field(network) for network in networks)
+
+    @torch.no_grad()
+    def run(draw: Draw) -> Velocities:
+        given = conditions(draw)
+        return released_arithmetic(teacher, auxiliary, *draw[:3], step_size=STEP_SIZE, dtype=dtype, **given)
+
+    return Way(f"released loop, {str(dtype).removeprefix('torch.')}", run)
 
 
 class Diffrax:

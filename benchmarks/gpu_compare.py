@@ -3,7 +3,7 @@
     make bench-gpu        SANA-1.6B-shaped and occupancy-shaped networks in bfloat16, batches of 1 and 8
     python benchmarks/gpu_compare.py --toy --device cpu     the same at toy size, anywhere
 
-Networks have random weights. Uniform pairs of times, guidance 4.5, LoRA of rank 64 for auxiliary and student.
+Networks have random weights in bfloat16. Uniform pairs of times, guidance 4.5, LoRA of rank 64.
 """
 
 import argparse
@@ -23,8 +23,9 @@ import mfd_fast
 from clock import conditions
 from gpu_networks import Case, occupancy_case, sana_case
 from gpu_released import ReleasedLoop
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.intervals import Uniform, sample_pairs
+from mfd_fast.models.lora import LoRARoles
 from mfd_fast.storage import write_json
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import make_context
@@ -33,8 +34,9 @@ from mfd_fast.training.distill import DistillTraining
 RESULTS = Path(__file__).parent / "results"
 GUIDANCE = 4.5
 CASES: dict[str, Callable[[bool], Case]] = {"sana": sana_case, "occupancy": occupancy_case}
-OWN = {"solver": "ab2", "step_size": 0.05}
-LOOP_STEP = 0.02
+STEPS = (0.02, 0.05)
+"""Euler steps of the loop and of this package, and AB2 steps of this package."""
+TOY_STEPS = (0.2, 0.25)
 FINE = {"solver": "rk4", "step_size": 0.05}
 
 
@@ -63,18 +65,21 @@ def main(arguments: list[str] | None = None) -> int:
 def measure_case(case: Case, device: torch.device, toy: bool, repeats: int) -> dict[str, Any]:
     """Rollouts and cycles at batches of 1 and 8."""
     torch.manual_seed(0)
-    network = case.network.to(device, torch.bfloat16).requires_grad_(False).eval()
-    found: dict[str, Any] = {"network": case.name, "parameters": sum(p.numel() for p in network.parameters())}
+    roles, plain = case.roles(device, 4 if toy else 64)
+    perturb(roles)
+    if plain is not roles:
+        plain.load_state_dict("auxiliary", roles.state_dict("auxiliary"))
+    steps = TOY_STEPS if toy else STEPS
+    loop = ReleasedLoop(plain, case, device, GUIDANCE, steps[0])
+    parameters = sum(value.numel() for value in roles.module.parameters())
+    found: dict[str, Any] = {"network": case.name, "parameters": parameters}
     for rows in (1, 2) if toy else (1, 8):
+        found[f"rollout, batch {rows}"] = rollouts(roles, loop, case, rows, device, repeats, steps)
         settings = settings_of(case, rows, device, toy)
-        task = Task(case.sample_shape, case.condition(max(rows, 2)), negative_of(case))
-        roles = make_roles(network, settings.distill, 0)
-        found[f"rollout, batch {rows}"] = rollouts(roles, case, rows, device, repeats, warm=not toy)
-        context = make_context(settings.run)
+        task = Task(case.sample_shape, case.condition(max(rows, 2)), case.negative)
         student = make_student(roles, task, settings.distill, device)
         table = ConditionTable(task.conditions, task.negative_condition, 0)
-        training = DistillTraining(roles, student, table, settings.distill, 0, context)
-        loop = ReleasedLoop(roles, case, device, GUIDANCE, 0.2 if toy else LOOP_STEP)
+        training = DistillTraining(roles, student, table, settings.distill, 0, make_context(settings.run))
         found[f"cycle, batch {rows}"] = cycles(training, loop, rows, device, 1 if toy else 2)
     return found
 
@@ -83,28 +88,34 @@ def settings_of(case: Case, rows: int, device: torch.device, toy: bool) -> Any:
     """Settings of a 10:1 distillation with LoRA roles in bfloat16."""
     changes = [
         "distill.cycle_auxiliary=10", "distill.cycle_student=1", f"distill.batch_size={rows}", "distill.roles=lora",
-        f"distill.lora_rank={4 if toy else 64}", f"distill.student_steps={case.student_steps}",
-        f"distill.lora_targets={list(case.targets)}", f"distill.guidance_scale={GUIDANCE}",
+        f"distill.student_steps={case.student_steps}", f"distill.guidance_scale={GUIDANCE}",
         "distill.precision=bfloat16", "distill.times.law=uniform", f"run.device={device}",
-        f"distill.compile={'off' if toy else 'on'}",
-        f"distill.rollout.solver={OWN['solver']}", f"distill.rollout.step_size={0.25 if toy else OWN['step_size']}",
+        f"distill.compile={'off' if toy else 'on'}", "distill.rollout.solver=ab2",
+        f"distill.rollout.step_size={(TOY_STEPS if toy else STEPS)[1]}",
     ]  # fmt: skip
     return mfd_fast.load_settings("mixture-2d", overrides=changes)
 
 
-def negative_of(case: Case) -> dict[str, Tensor]:
-    """A condition of zeros: what guidance pushes away from."""
-    return {name: torch.zeros_like(value) for name, value in case.condition(1).items()}
-
-
-def rollouts(roles: Any, case: Case, rows: int, device: torch.device, repeats: int, *, warm: bool) -> dict[str, Any]:
+def rollouts(
+    roles: LoRARoles,
+    loop: ReleasedLoop,
+    case: Case,
+    rows: int,
+    device: torch.device,
+    repeats: int,
+    steps: tuple[float, float],
+) -> dict[str, Any]:
     """Seconds, error, peak memory and host synchronisations of the pair's mean velocities, ours and the loop's."""
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, *case.sample_shape, generator=generator).to(device)
     t, r = sample_pairs(Uniform(), rows, generator=generator)
     given = {name: value.to(device) for name, value in case.condition(rows).items()}
-    guidance = {"negative_condition": {name: value.to(device) for name, value in negative_of(case).items()}}
-    shared: dict[str, Any] = {"condition": given, "guidance_scale": GUIDANCE, "field_dtype": torch.bfloat16, **guidance}
+    shared: dict[str, Any] = {
+        "condition": given,
+        "negative_condition": {name: value.to(device) for name, value in case.negative.items()},
+        "guidance_scale": GUIDANCE,
+        "field_dtype": torch.bfloat16,
+    }
 
     def own(**options: Any) -> tuple[Tensor, Tensor]:
         u: tuple[Tensor, Tensor] = mfd_fast.mean_velocity_pair(
@@ -112,15 +123,13 @@ def rollouts(roles: Any, case: Case, rows: int, device: torch.device, repeats: i
         )
         return u
 
-    perturb(roles)
-    if warm:
+    if steps is STEPS:  # at toy size compiling takes longer than everything else
         mfd_fast.warmup(roles.teacher, x, auxiliary=roles.auxiliary, **shared)
-    loop = ReleasedLoop(roles, case, device, GUIDANCE, LOOP_STEP)
     exact = own(**FINE, runner="eager")
     ways: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "released loop": lambda: loop.rollout(x, t, r, given),
-        "mfd_fast, Euler 0.02": lambda: own(step_size=LOOP_STEP),
-        "mfd_fast, AB2 0.05": lambda: own(**OWN),
+        f"mfd_fast, Euler {steps[0]:g}": lambda: own(step_size=steps[0]),
+        f"mfd_fast, AB2 {steps[1]:g}": lambda: own(solver="ab2", step_size=steps[1]),
     }
     found = {name: measure(call, device, repeats) for name, call in ways.items()}
     for name, call in ways.items():
@@ -129,7 +138,7 @@ def rollouts(roles: Any, case: Case, rows: int, device: torch.device, repeats: i
     return found
 
 
-def perturb(roles: Any) -> None:
+def perturb(roles: LoRARoles) -> None:
     """Give the auxiliary's low-rank part some weight, so that it differs from the teacher."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Networks of the shapes that matter on a GPU, with random weights: SANA 1.6B and an occupancy forecaster.
+"""Networks that matter on a GPU, with random weights: SANA 1.6B and OccFM's transition model.
 
 Only sizes are taken over: time, memory and launches depend on them, not on what the weights say.
 """
@@ -11,94 +11,146 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mfd_fast.models import build_model
+from mfd_fast.models.lora import LoRARoles
+
+SANA_TARGETS = ("to_q", "to_k", "to_v")
+"""Layers that the released script adapts."""
+
 
 class Case(NamedTuple):
     """A network with what it is called with."""
 
     name: str
-    network: nn.Module
+    roles: Callable[[torch.device, int], tuple[LoRARoles, LoRARoles]]
+    """Roles in bfloat16 with adapters of a rank: as this package runs them, and with the network's own forward."""
     sample_shape: tuple[int, ...]
     condition: Callable[[int], dict[str, Tensor]]
     """Condition of so many rows, on the CPU."""
-    targets: tuple[str, ...]
-    """Layers that get LoRA."""
+    negative: dict[str, Tensor]
+    """What guidance pushes away from, one row."""
     student_steps: int
 
 
 def sana_case(toy: bool) -> Case:
     """SANA 1.6B's transformer: 20 blocks of width 2240, 1024 tokens of 32x32 latents, 300 tokens of text."""
-    sizes = {"layers": 2, "heads": 2, "cross_heads": 2, "side": 8, "text": 6} if toy else {
-        "layers": 20, "heads": 70, "cross_heads": 20, "side": 32, "text": 300}  # fmt: skip
+    sizes = SanaSizes(2, 2, 2, 8, 6, 64) if toy else SanaSizes(20, 70, 20, 32, 300, 2304)
     exact = importlib.util.find_spec("diffusers") is not None
-    network = _exact_sana(**sizes) if exact else SanaShaped(**sizes)
-    width = 32 * sizes["heads"]
-    text_width = 64 if toy else 2304
+
+    def roles(device: torch.device, rank: int) -> tuple[LoRARoles, LoRARoles]:
+        network = _ready(_transformer(sizes) if exact else SanaShaped(sizes), device)
+        if not exact:
+            made = LoRARoles(network, rank=rank, alpha=rank, targets=SANA_TARGETS)
+            return made, made
+        from mfd_fast.models.sana import SanaRoles
+
+        own = SanaRoles(network, rank=rank, lora_alpha=rank)
+        return own, LoRARoles(OwnForward(network), rank=rank, alpha=rank, targets=SANA_TARGETS)
 
     def condition(rows: int) -> dict[str, Tensor]:
-        return {"text": torch.randn(rows, sizes["text"], text_width)}
+        mask = torch.ones(rows, sizes.text, dtype=torch.int64)
+        return {"prompt_embeds": torch.randn(rows, sizes.text, sizes.text_width), "prompt_mask": mask}
 
-    name = f"SANA 1.6B {'(toy) ' if toy else ''}by {'diffusers' if exact else 'a stand-in'}, width {width}"
-    return Case(name, network, (32, sizes["side"], sizes["side"]), condition, ("to_q", "to_k", "to_v"), 4)
+    name = f"SANA {'toy' if toy else '1.6B'} by {'diffusers' if exact else 'a stand-in of its sizes'}"
+    negative = {
+        "prompt_embeds": torch.zeros(1, sizes.text, sizes.text_width),
+        "prompt_mask": condition(1)["prompt_mask"],
+    }
+    return Case(name, roles, (32, sizes.side, sizes.side), condition, negative, 4)
 
 
 def occupancy_case(toy: bool) -> Case:
-    """Occupancy latents of 12 frames x 16 x 50 x 50, about 220 GFLOP a row."""
-    frames, side, width, depth = (3, 6, 16, 2) if toy else (12, 50, 96, 10)
-    network = OccupancyShaped(16, width, depth)
-    shape = (frames, 16, side, side)
-    return Case(
-        f"occupancy {'(toy) ' if toy else ''}width {width}", network, shape, _past(shape), ("qkv", "project"), 1
-    )
+    """OccFM's transition model: six frames to come and six of history, 16 x 50 x 50 each."""
+    frames, channels, side = (2, 4, 8) if toy else (6, 16, 50)
+    small = {"model_channels": 16, "init_3d_conv_channels": 8, "init_kernel_size": 3, "attn_dim": 8,
+             "temporal_attn_head": 2, "spatial_attn_head": 2}  # fmt: skip
+    shape = (frames, channels, side, side)
+
+    def roles(device: torch.device, rank: int) -> tuple[LoRARoles, LoRARoles]:
+        network = _ready(build_model("occfm", shape, history_frames=frames, **(small if toy else {})), device)
+        made = LoRARoles(network, rank=rank, alpha=rank)
+        return made, made
+
+    def condition(rows: int) -> dict[str, Tensor]:
+        return {"history": torch.randn(rows, *shape), "trajectory": torch.randn(rows, 2 * frames, 2)}
+
+    return Case(f"OccFM{' toy' if toy else ''}", roles, shape, condition, {"history": torch.zeros(1, *shape)}, 1)
 
 
-def _past(shape: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
-    return lambda rows: {"past": torch.randn(rows, *shape)}
+def _ready(network: nn.Module, device: torch.device) -> nn.Module:
+    """Frozen, in bfloat16 on the device; layers that begin at zero get weights, so that something is computed."""
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return network.to(device, torch.bfloat16).requires_grad_(False).eval()
 
 
-def _exact_sana(layers: int, heads: int, cross_heads: int, side: int, text: int) -> nn.Module:
+class SanaSizes(NamedTuple):
+    """What makes a SANA transformer small or large."""
+
+    layers: int
+    heads: int
+    cross_heads: int
+    side: int
+    text: int
+    text_width: int
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return 32 * self.heads
+
+
+def _transformer(sizes: SanaSizes) -> nn.Module:
     from diffusers import SanaTransformer2DModel
 
-    width = 32 * heads
-    toy = {"caption_channels": 64} if layers < 20 else {}
-    return DiffusersSana(
-        SanaTransformer2DModel(
-            num_layers=layers, num_attention_heads=heads, attention_head_dim=32,
-            num_cross_attention_heads=cross_heads, cross_attention_head_dim=width // cross_heads,
-            cross_attention_dim=width, sample_size=side, **toy,
-        )
-    )  # fmt: skip
+    network: nn.Module = SanaTransformer2DModel(
+        num_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        attention_head_dim=32,
+        num_cross_attention_heads=sizes.cross_heads,
+        cross_attention_head_dim=sizes.width // sizes.cross_heads,
+        cross_attention_dim=sizes.width,
+        sample_size=sizes.side,
+        caption_channels=sizes.text_width,
+    )
+    return network
 
 
-class DiffusersSana(nn.Module):
-    """diffusers' SANA as ``f(x, t, text)``."""
+class OwnForward(nn.Module):
+    """diffusers' SANA by its own forward, as a training script calls it."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The velocity at ``x`` ``[B, 32, side, side]``, ``t`` ``[B]``, ``text`` ``[B, tokens, channels]``."""
-        velocity: Tensor = self.transformer(x, text.to(x.dtype), timestep=t * 1000, return_dict=False)[0]
+    def forward(self, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_mask: Tensor) -> Tensor:
+        """The velocity at ``x`` ``[B, 32, side, side]``, ``t`` ``[B]``; prompts ``[B, tokens, channels]``."""
+        velocity: Tensor = self.transformer(
+            x, prompt_embeds.to(x.dtype), encoder_attention_mask=prompt_mask, timestep=t * 1000, return_dict=False
+        )[0]
         return velocity
 
 
 class SanaShaped(nn.Module):
     """The same operations as SANA in the same sizes, for where diffusers is not installed."""
 
-    def __init__(self, layers: int, heads: int, cross_heads: int, side: int, text: int) -> None:
+    def __init__(self, sizes: SanaSizes) -> None:
         super().__init__()
-        width = 32 * heads
+        width = sizes.width
         self.enter = nn.Conv2d(32, width, 1)
-        self.text = nn.Linear(64 if layers < 20 else 2304, width)
+        self.text = nn.Linear(sizes.text_width, width)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, 6 * width))
-        self.blocks = nn.ModuleList(SanaBlock(width, heads, cross_heads, side) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            SanaBlock(width, sizes.heads, sizes.cross_heads, sizes.side) for _ in range(sizes.layers)
+        )
         self.leave = nn.Linear(width, 32)
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The velocity at ``x`` ``[B, 32, side, side]``, ``t`` ``[B]``, ``text`` ``[B, tokens, channels]``."""
+    def forward(self, x: Tensor, t: Tensor, prompt_embeds: Tensor, prompt_mask: Tensor) -> Tensor:
+        """The velocity at ``x`` ``[B, 32, side, side]``, ``t`` ``[B]``; prompts ``[B, tokens, channels]``, no mask."""
         tokens = self.enter(x).flatten(2).transpose(1, 2)
         modulation = self.time(time_features(t, 256).to(x.dtype))
-        text = self.text(text.to(x.dtype))
+        text = self.text(prompt_embeds.to(x.dtype))
         for block in self.blocks:
             tokens = block(tokens, text, modulation)
         velocity: Tensor = self.leave(tokens).transpose(1, 2).reshape(x.shape)
@@ -150,49 +202,6 @@ class SanaBlock(nn.Module):
         hidden, gate = self.depthwise(functional.silu(self.inverted(image))).chunk(2, 1)
         out: Tensor = self.point(hidden * functional.silu(gate)).flatten(2).transpose(1, 2)
         return out
-
-
-class OccupancyShaped(nn.Module):
-    """Convolutions over space and time, and attention within each frame, on ``[B, frames, channels, H, W]``."""
-
-    def __init__(self, channels: int, width: int, depth: int) -> None:
-        super().__init__()
-        self.enter = nn.Conv3d(2 * channels, width, 1)
-        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, 2 * width))
-        self.blocks = nn.ModuleList(OccupancyBlock(width) for _ in range(depth))
-        self.leave = nn.Conv3d(width, channels, 1)
-
-    def forward(self, x: Tensor, t: Tensor, past: Tensor) -> Tensor:
-        """The velocity at ``x`` ``[B, frames, channels, H, W]``, ``t`` ``[B]``, ``past`` like ``x``."""
-        hidden = self.enter(torch.cat([x, past.to(x.dtype)], 2).transpose(1, 2))
-        scale, shift = self.time(time_features(t, 256).to(x.dtype))[:, :, None, None, None].chunk(2, 1)
-        for block in self.blocks:
-            hidden = block(hidden, scale, shift)
-        velocity: Tensor = self.leave(hidden).transpose(1, 2)
-        return velocity
-
-
-class OccupancyBlock(nn.Module):
-    """A 3x3x3 convolution, attention among the places of a frame, and an MLP."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(4, width)
-        self.conv = nn.Conv3d(width, width, 3, padding=1)
-        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """``x`` ``[B, width, frames, H, W]``; scale and shift ``[B, width, 1, 1, 1]``."""
-        x = x + self.conv(functional.silu(self.norm(x) * (1 + scale) + shift))
-        batch, width, frames, height, columns = x.shape
-        tokens = x.permute(0, 2, 3, 4, 1).reshape(batch, frames, height * columns, width)
-        normed = functional.layer_norm(tokens, (width,))
-        q, k, v = self.qkv(normed).chunk(3, -1)
-        tokens = tokens + self.project(functional.scaled_dot_product_attention(q, k, v))
-        hidden = functional.gelu(self.mlp_in(functional.layer_norm(tokens, (width,))), approximate="tanh")
-        tokens = tokens + self.mlp_out(hidden)
-        return tokens.reshape(batch, frames, height, columns, width).permute(0, 4, 1, 2, 3)
 
 
 def time_features(t: Tensor, size: int) -> Tensor:

@@ -1,25 +1,28 @@
-"""The released training loop's arithmetic on this package's LoRA roles: batch size 1, eager, a host read every step."""
+"""The released training loop on this package's LoRA roles: eager, one sample at a time."""
 
-import itertools
-import math
-from typing import Any
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from gpu_networks import Case
 from mfd_fast.methods.mfd import surrogate_loss
+from mfd_fast.models.lora import LoRARoles
 from mfd_fast.path import interpolate
+from mfd_fast.released import released_arithmetic
+from mfd_fast.types import VelocityField
 
 LEARNING_RATE = 1e-4
 
 
 class ReleasedLoop:
-    """Rollouts and cycles of one sample at a time."""
+    """Rollouts and cycles with batches of one sample; networks compute in bfloat16."""
 
-    def __init__(self, roles: Any, case: Case, device: torch.device, guidance: float, step_size: float) -> None:
-        self._roles, self._case, self._device = roles, case, device
-        self._guidance, self._step_size = guidance, step_size
+    def __init__(self, roles: LoRARoles, case: Case, device: torch.device, guidance: float, step_size: float) -> None:
+        self._case, self._device, self._guidance, self._step_size = case, device, guidance, step_size
+        self._roles = roles
+        self._fields = {name: _low(getattr(roles, name)) for name in ("teacher", "auxiliary", "student")}
+        self._negative = {name: value.to(device) for name, value in case.negative.items()}
         self._optimizers = {
             role: torch.optim.AdamW(roles.parameters(role), lr=LEARNING_RATE) for role in ("auxiliary", "student")
         }
@@ -27,34 +30,17 @@ class ReleasedLoop:
     @torch.no_grad()
     def rollout(self, x: Tensor, t: Tensor, r: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean velocities of teacher and auxiliary, row by row, one network call after the other."""
-        pairs = []
-        for row in range(len(x)):
-            given = {name: value[row : row + 1] for name, value in condition.items()}
-            one = x[row : row + 1], t[row : row + 1].to(self._device), r[row : row + 1].to(self._device)
-            pairs.append((self._integrate(*one, given, guided=True), self._integrate(*one, given, guided=False)))
-        teacher, auxiliary = zip(*pairs, strict=True)
-        return torch.cat(teacher), torch.cat(auxiliary)
-
-    def _integrate(self, x: Tensor, t: Tensor, r: Tensor, given: dict[str, Tensor], *, guided: bool) -> Tensor:
-        dtype = torch.bfloat16
-        start, end = t.to(dtype).item(), r.to(dtype).item()
-        steps = max(1, math.ceil(abs(start - end) / self._step_size - 1e-6))
-        grid = (torch.linspace(start, end, steps + 1) * 1000).round().div(1000).to(dtype)
-        state = begin = x.to(dtype)
-        for now, after in itertools.pairwise(grid):
-            time = torch.tensor([now.item()], device=self._device)
-            velocity = (
-                self._guided(state, time, given) if guided else self._roles.auxiliary(state.to(dtype), time, **given)
-            )
-            state = state + torch.tensor([after.item() - now.item()], device=self._device) * velocity.float()
-        return (state - begin) / (end - start)
-
-    def _guided(self, state: Tensor, time: Tensor, given: dict[str, Tensor]) -> Tensor:
-        both = {name: torch.cat([torch.zeros_like(value), value]) for name, value in given.items()}
-        x = torch.cat([state, state]).to(torch.bfloat16)
-        without, conditional = self._roles.teacher(x, torch.cat([time, time]), **both).chunk(2)
-        velocity: Tensor = without + self._guidance * (conditional - without)
-        return velocity
+        return released_arithmetic(
+            self._fields["teacher"],
+            self._fields["auxiliary"],
+            x,
+            t.to(self._device),
+            r.to(self._device),
+            condition=condition,
+            negative_condition=self._negative,
+            guidance_scale=self._guidance,
+            step_size=self._step_size,
+        )
 
     def cycle(self, rows: int) -> None:
         """Ten auxiliary updates and one of the student, the samples of a batch one after the other."""
@@ -68,23 +54,22 @@ class ReleasedLoop:
             loss = self._auxiliary_loss(given) if role == "auxiliary" else self._student_loss(given)
             (loss / rows).backward()
         torch.nn.utils.clip_grad_norm_(self._roles.parameters(role), 1.0)
-        loss.item()
+        loss.item()  # the script logs every loss
         self._optimizers[role].step()
         self._optimizers[role].zero_grad()
 
     def _generate(self, given: dict[str, Tensor]) -> Tensor:
-        grid = torch.linspace(1, 0, self._case.student_steps + 1).tolist()
         x = torch.randn(1, *self._case.sample_shape, device=self._device)
-        for now, after in itertools.pairwise(grid):
+        for now, after in pairwise(torch.linspace(1, 0, self._case.student_steps + 1).tolist()):
             time = torch.tensor([now], device=self._device)
-            x = x + (after - now) * self._roles.student(x.to(torch.bfloat16), time, **given).float()
+            x = x + (after - now) * self._fields["student"](x, time, **given).float()
         return x
 
     def _auxiliary_loss(self, given: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
             data = self._generate(given)
         noise, t = torch.randn_like(data), torch.rand(1, device=self._device)
-        velocity = self._roles.auxiliary(interpolate(data, noise, t).to(torch.bfloat16), t, **given)
+        velocity = self._fields["auxiliary"](interpolate(data, noise, t), t, **given)
         return (velocity.float() - (noise - data)).square().mean()
 
     def _student_loss(self, given: dict[str, Tensor]) -> Tensor:
@@ -93,3 +78,8 @@ class ReleasedLoop:
         x_t = interpolate(data, torch.randn_like(data), t.to(self._device))
         u_teacher, u_auxiliary = self.rollout(x_t.detach(), t, r, given)
         return surrogate_loss(x_t, u_teacher - u_auxiliary)
+
+
+def _low(field: VelocityField) -> VelocityField:
+    """The field with its states in bfloat16, which its network computes in."""
+    return lambda x, t, **condition: field(x.to(torch.bfloat16), t.float(), **condition)

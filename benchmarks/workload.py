@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def make_draw(seed: int, rows: int = 64) -> Draw:
     return Draw(interpolate(dataset.x[index], noise, t), t, r, dataset.label[index])
 
 
-def conditions(draw: Draw) -> dict[str, object]:
+def conditions(draw: Draw) -> dict[str, Any]:
     """The keyword arguments of `mfd_fast.mean_velocity_pair` for a draw."""
     return {
         "condition": {"label": draw.label},
