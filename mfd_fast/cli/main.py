@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mfd_fast import __version__
-from mfd_fast.cli import bench, checkpoints, export, look, occupancy, runs
+from mfd_fast.cli import bench, checkpoints, export, look, occupancy, reproduce, runs
 from mfd_fast.training.distributed import leave_world
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoints.add_commands(commands)
     occupancy.add_commands(commands)
     export.add_commands(commands)
+    reproduce.add_command(commands)
     return parser
 
 
