@@ -60,7 +60,7 @@ def distilled(settings: Settings, folder: Path, teacher_folder: Path) -> RunFold
     teacher = trained_teacher(settings, teacher_folder, dataset)
     run = RunFolder(folder)
     if not run.has_network("student"):
-        distill(teacher, settings, dataset, folder, resume="auto")
+        distill(teacher, settings, dataset, folder, resume="auto" if run.distill_checkpoints().exists() else False)
     return run
 
 

@@ -30,11 +30,14 @@ def run_experiment(name: str, experiment: Experiment[Any], folder: Path, *, quic
     identity = {"experiment": name, "settings": _as_json(settings), "versions": _versions()}
     results: dict[str, list[Result]] = {cell: [] for cell in names}
     seconds = 0.0
-    with only_writer(folder), tqdm(total=seeds * len(names), unit="cell", dynamic_ncols=True) as bar:
+    with only_writer(folder), tqdm(total=seeds * len(names), unit="cell", dynamic_ncols=True, disable=None) as bar:
         for seed in range(seeds):
             done: dict[str, Result] = {}
             for cell in names:
-                bar.set_description(f"{name} {cell}" + (f", seed {seed}" if seeds > 1 else ""))
+                words = f"{name} {cell}" + (f", seed {seed}" if seeds > 1 else "")
+                bar.set_description(words)
+                if bar.disable:  # not on a terminal
+                    print(words, flush=True)
                 kept = _cell(experiment, settings, cell, Work(seed, folder / f"seed-{seed}", done), identity)
                 done[cell] = kept["result"]
                 results[cell].append(kept["result"])
