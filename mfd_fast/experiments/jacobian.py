@@ -112,10 +112,7 @@ def run(settings: JacobianSettings, cell: str, work: Work) -> Result:
     budget = (STARTS[cell], settings.updates, settings.learning_rate)
     exact = descend(exact_full_gradient, *budget)
     sampled = descend(sampled_gradient(full_gap, settings.rows, generator), *budget)
-    return {
-        kind: {"a": thinned(a), "b": thinned(b)}
-        for kind, (a, b) in (("exact", exact), ("sampled", sampled))
-    }
+    return {kind: {"a": thinned(a), "b": thinned(b)} for kind, (a, b) in (("exact", exact), ("sampled", sampled))}
 
 
 def toy(settings: JacobianSettings, width: float, generator: torch.Generator) -> Result:
