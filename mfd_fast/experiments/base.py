@@ -1,4 +1,4 @@
-"""What an experiment is: settings, cells that are computed apart from each other, a figure and a text of what was found.
+"""What an experiment is: settings, cells that are computed apart from each other, a figure, and a text about it.
 
 A cell is the smallest part that is kept: one that is finished is not computed again.
 """

@@ -1,6 +1,6 @@
 """Bias and noise of the auxiliary apart: where the affine student ends, with MFD and with VSD (r = t).
 
-Every evaluation of the exact auxiliary gets a constant added (the bias) and independent noise. A bias ``v`` changes
+Every evaluation of the exact auxiliary gets a constant (the bias) and independent noise added. A bias ``v`` changes
 ``u_A`` by ``v g(t, r)``, ``g = mean over the interval of sigma_r / sigma_q``, so that the mean of the student settles at
 
     a - mean = v E[(1-t) g] / E[(1-t) (1 + (1-t) c_T)]

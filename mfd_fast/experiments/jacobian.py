@@ -4,10 +4,12 @@ For the affine toy, with ``D = c_A - c_T`` (positive for a student narrower than
 
     full gradient with respect to x_t = D (u_A - u_T) = -D times that of MFD:
 
-against it where the student is narrower, zero where the widths agree whatever the means are. Cell ``cosine``: the
-package's differentiable rollouts against that. Cells ``narrow``, ``right``, ``wide``: descent with the full gradient, by
-its expectations ``-E[(1-t) D (1+(1-t) c_T)] (a - mean)`` and ``E[(1-t)^2 D^2] b``, and by batches. Cell ``network``: both
-gradients for networks on the eight Gaussians.
+against it where the student is narrower, zero where the widths agree whatever the means are.
+
+* ``cosine``: the package's differentiable rollouts against that;
+* ``narrow``, ``right``, ``wide``: descent with the full gradient, by its expectations
+  ``-E[(1-t) D (1+(1-t) c_T)] (a - mean)`` and ``E[(1-t)^2 D^2] b``, and by batches;
+* ``network``: both gradients for networks on the eight Gaussians.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Runs an experiment cell by cell into a folder, and writes ``result.json``, ``figure.png`` and ``finding.txt`` there."""
+"""Runs an experiment cell by cell into a folder; writes ``result.json``, ``figure.png`` and ``finding.txt`` there."""
 
 import platform
 import time

@@ -1,9 +1,9 @@
 """Step size: error and cost of the mean velocity from 0.5 down to 0.001, with a float32 and with a bfloat16 state.
 
 Fewer, larger steps have a larger truncation error. Small steps in bfloat16 lose their updates: one below half a unit in
-the last place of x changes nothing. Cells: ``gaussian`` (exact field, exact answer), ``network`` (a trained teacher on the
-eight Gaussians against Runge-Kutta steps in float64), and with a budget for it ``quality-H``: students distilled with
-step size H, their sliced Wasserstein distance to the data.
+the last place of x changes nothing. Cells: ``gaussian`` (exact field, exact answer), ``network`` (a trained teacher on
+the eight Gaussians against Runge-Kutta steps in float64), and with a budget for it ``quality-H``: students distilled
+with step size H, their sliced Wasserstein distance to the data.
 """
 
 import copy

@@ -183,8 +183,13 @@ TABLE = Experiment(
     summary="all methods and the teacher on the same fields, trainer and measure",
     quick=TableSettings(
         preset="mixture-2d",
-        student_updates=200,
-        texts=("data.options.num_samples=3000", "data.options.num_held_out=1000", "teacher.updates=500"),
+        student_updates=120,
+        texts=(
+            "data.options.num_samples=3000",
+            "data.options.num_held_out=1000",
+            "teacher.updates=500",
+            "distill.student_optimizer.learning_rate=1e-3",
+        ),
     ),
     full=TableSettings(),
     cells=cells,

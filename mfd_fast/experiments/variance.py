@@ -5,8 +5,8 @@ Cell ``law``: Gaussian data, independent noise of standard deviation s in every 
     Var u_K = s^2 sum_i prod_{j>i} (1 - d kappa(t_j))^2 / K^2,
 
 that is ``s^2/K`` times a factor of order one. The student's gradient is ``(1-t)`` times u, so its variance follows.
-Cells ``early`` and ``late``: a frozen student, its auxiliary and its teacher on the eight Gaussians after some and after
-all updates; the loss per sample ``mean(sg[u_T - u_A] x_t)`` at the same points, for MFD and with r = t for VSD.
+Cells ``early`` and ``late``: a frozen student, its auxiliary and its teacher on the eight Gaussians after some and all
+updates; the loss per sample ``mean(sg[u_T - u_A] x_t)`` at the same points, for MFD and with r = t for VSD.
 """
 
 import math
