@@ -1,7 +1,7 @@
 """Bias and noise of the auxiliary apart: where the affine student ends, with MFD and with VSD (r = t).
 
 Every evaluation of the exact auxiliary gets a constant (the bias) and independent noise added. A bias ``v`` changes
-``u_A`` by ``v g(t, r)``, ``g = mean over the interval of sigma_r / sigma_q``, so that the mean of the student settles at
+u_A by ``v g(t, r)``, ``g = mean over the interval of sigma_r / sigma_q``, so that the student's mean settles at
 
     a - mean = v E[(1-t) g] / E[(1-t) (1 + (1-t) c_T)]
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from mfd_fast.closed_forms import Gaussian
-from mfd_fast.experiments.affine import MEAN, STD, TEACHER, descend, draw_points, interval_grid, slope
+from mfd_fast.experiments.affine import MEAN, STD, TEACHER, interval_grid, slope
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.mean_velocity import mean_velocity_pair
+from mfd_fast.path import interpolate
 from mfd_fast.report.theme import Theme, new_figure
 from mfd_fast.streams import make_generator
 
@@ -35,10 +36,12 @@ class BiasNoiseSettings:
 
     biases: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)
     noises: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
-    updates: int = 3000
-    learning_rate: float = 0.1
+    updates: int = 600
+    learning_rate: float = 0.2
     rows: int = 64
-    step_size: float = 0.05
+    students: int = 64
+    """That descend beside each other."""
+    step_size: float = 0.02
 
 
 def expected_shift(cell: str, bias: float) -> float:
@@ -53,27 +56,32 @@ def expected_shift(cell: str, bias: float) -> float:
 
 
 def wander(settings: BiasNoiseSettings, cell: str, bias: float, noise: float, seed: int) -> Result:
-    """Mean and standard deviation of (a, b) over the second half of a descent that starts at the data's law."""
+    """Mean and standard deviation of a and b over students that began at the data's law and the second half of their
+    descents. Every student is a dimension of one batch; the intervals of a row are those of all.
+    """
     generator = make_generator(seed, f"bias-noise/{bias}/{noise}")
+    shape = (settings.rows, settings.students)
+    a, b = (torch.full((settings.students,), value, dtype=torch.float64) for value in (MEAN, STD))
 
-    def gradient(a: float, b: float) -> tuple[float, float]:
-        points = draw_points(a, b, settings.rows, generator)
-        law = Gaussian(a, max(abs(b), 1e-6))
+    def auxiliary(x: Tensor, t: Tensor) -> Tensor:
+        exact: Tensor = Gaussian(a, b.abs().clamp_min(1e-6))(x, t)
+        return exact + bias + noise * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
-        def auxiliary(x: Tensor, t: Tensor) -> Tensor:
-            return law(x, t) + bias + noise * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
-        end = points.r if cell == "mfd" else points.t
-        teacher_u, auxiliary_u = mean_velocity_pair(
-            TEACHER, auxiliary, points.x_t, points.t, end, step_size=settings.step_size
-        )
-        pulled = (1 - points.t)[:, None] * (teacher_u - auxiliary_u)
-        return pulled.mean().item(), (pulled * points.z).mean().item()
-
-    courses = descend(gradient, (MEAN, STD), settings.updates, settings.learning_rate)
-    halves = (torch.tensor(course[len(course) // 2 :], dtype=torch.float64) for course in courses)
-    (a, b) = ((half.mean().item(), half.std().item()) for half in halves)
-    return {"bias": bias, "noise": noise, "shift": a[0] - MEAN, "wander": a[1], "width": b[0], "width_wander": b[1]}
+    courses: list[Tensor] = []
+    for _ in range(settings.updates):
+        z, path_noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64).unbind(0)
+        ends = torch.rand(2, settings.rows, generator=generator, dtype=torch.float64)
+        t = ends.amax(0)
+        r = ends.amin(0) if cell == "mfd" else t
+        x_t = interpolate(a + b * z, path_noise, t)
+        teacher_u, auxiliary_u = mean_velocity_pair(TEACHER, auxiliary, x_t, t, r, step_size=settings.step_size)
+        pulled = (1 - t)[:, None] * (teacher_u - auxiliary_u)
+        a = a - settings.learning_rate * pulled.mean(0)
+        b = b - settings.learning_rate * (pulled * z).mean(0)
+        courses.append(torch.stack([a, b]))
+    of_a, of_b = torch.stack(courses[len(courses) // 2 :]).unbind(1)
+    widths = {"width": of_b.mean().item(), "width_wander": of_b.std().item()}
+    return {"bias": bias, "noise": noise, "shift": of_a.mean().item() - MEAN, "wander": of_a.std().item(), **widths}
 
 
 def run(settings: BiasNoiseSettings, cell: str, work: Work) -> Result:
@@ -126,7 +134,7 @@ def finding(results: Results) -> str:
 
 BIAS_NOISE = Experiment(
     summary="a constant error of the auxiliary shifts the student, noise makes it wander: MFD and VSD",
-    quick=BiasNoiseSettings(biases=(0.0, 0.2, 0.4), noises=(0.0, 2.0, 4.0), updates=500),
+    quick=BiasNoiseSettings((0.0, 0.2, 0.4), (0.0, 2.0, 4.0), updates=150, rows=32, students=32, step_size=0.05),
     full=BiasNoiseSettings(),
     cells=lambda settings: CELLS,
     run=run,

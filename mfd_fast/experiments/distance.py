@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
+from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import distilled, points_settings
 from mfd_fast.report.record import column, read_run
 from mfd_fast.report.theme import Theme, new_figure
@@ -62,7 +63,8 @@ def figure(results: Results, theme: Theme) -> "Figure":
         axes.plot(run["gap"], color=theme.student, alpha=0.25, linewidth=0.8)
         curve = smoothed(run["gap"], max(3, len(run["gap"]) // 40))
         axes.plot(curve, color=theme.student, label=None if index else "rolling median")
-    axes.set(yscale="log", xlabel="student updates", ylabel="rms of u_T - u_A")
+    axes.set(xlabel="student updates", ylabel="rms of u_T - u_A")
+    logarithmic(axes, "y")
     axes.legend()
     return drawing
 

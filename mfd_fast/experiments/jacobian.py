@@ -34,6 +34,7 @@ from mfd_fast.experiments.affine import (
     thinned,
 )
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
+from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import distilled, points_settings, snapshot
 from mfd_fast.intervals import LogitNormal, sample_pairs
 from mfd_fast.mean_velocity import mean_velocity
@@ -144,12 +145,14 @@ def figure(results: Results, theme: Theme) -> "Figure":
     cosine = results["cosine"][0]
     left.plot(cosine["widths"], [found["cosine_mean"] for found in cosine["compared"]], "o-", color=theme.student)
     left.axvline(STD, color=theme.data, linestyle=":")
-    left.set(xscale="log", xlabel="width of the student (dotted: of the data)", ylabel="cosine of the two gradients")
+    left.set(xlabel="width of the student (dotted: of the data)", ylabel="cosine of the two gradients")
+    logarithmic(left, "x")
     for name, colour in zip(STARTS, (theme.student, theme.data, theme.teacher), strict=True):
         middle.plot(results[name][0]["exact"]["a"], color=colour, label=name)
         middle.plot(results[name][0]["sampled"]["a"], "--", color=colour, linewidth=1)
     middle.axhline(MEAN, color=theme.muted, linestyle=":")
-    middle.set(yscale="symlog", ylabel="mean a of the student", xlabel="updates (thinned; dashed: batches)")
+    middle.set(ylabel="mean a of the student", xlabel="updates (thinned; dashed: batches)")
+    logarithmic(middle, "y", "symlog")
     middle.legend()
     stages = results["network"][0]
     right.violinplot([stages[stage]["cosine_quantiles"] for stage in STAGES], showextrema=False, showmedians=True)

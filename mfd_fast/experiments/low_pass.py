@@ -125,7 +125,7 @@ def finding(results: Results) -> str:
     nearest = min(range(len(euler["frequency"])), key=lambda index: abs(euler["frequency"][index] - back))
     return (
         f"Constant field: the gain is the sinc within {apart('constant', 'measured', 'sinc'):.1g}. Gaussian data: it "
-        f"is the integral with the factor sigma_r / sigma_q within {apart('gaussian', 'measured', 'expected'):.1g}, and "
+        f"is the integral with sigma_r / sigma_q within {apart('gaussian', 'measured', 'expected'):.1g}, and "
         f"departs from the sinc by up to {apart('gaussian', 'measured', 'sinc'):.2f}. {FEW} Euler steps: it is "
         f"sin(K y) / (K sin y) within {apart('euler', 'measured', 'expected'):.1g}; near w = {back:.1f}, a wave a "
         f"step, the gain is {euler['measured'][nearest]:.2f} where the sinc has {euler['sinc'][nearest]:.3f}."

@@ -18,6 +18,7 @@ from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import all_rows
 from mfd_fast.experiments.affine import MEAN, STD, TEACHER
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
+from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import distilled, points_settings, trained_teacher
 from mfd_fast.mean_velocity import mean_velocity
 from mfd_fast.metrics.sliced_wasserstein import sliced_wasserstein
@@ -123,12 +124,14 @@ def figure(results: Results, theme: Theme) -> "Figure":
         found = results[cell][0]
         for name, colour in (("float32", theme.student), ("bfloat16", theme.teacher)):
             axis.plot(found["step_sizes"], found[name], "o-", color=colour, label=f"{name} state")
-        axis.set(xscale="log", yscale="log", xlabel="step size", ylabel="rms error of u", title=cell)
+        axis.set(xlabel="step size", ylabel="rms error of u", title=cell)
+        logarithmic(axis, "xy")
         axis.legend()
     if qualities:
         means = [sum(run["distance"] for run in found) / len(found) for found in qualities.values()]
         axes[2].plot(list(qualities), means, "o-", color=theme.student)
-        axes[2].set(xscale="log", xlabel="step size", ylabel="sliced Wasserstein", title="student")
+        axes[2].set(xlabel="step size", ylabel="sliced Wasserstein", title="student")
+        logarithmic(axes[2], "x")
     return drawing
 
 

@@ -17,6 +17,7 @@ from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.distillation import Task, distill, load_student
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
+from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import trained_teacher
 from mfd_fast.methods import METHODS
 from mfd_fast.metrics.digits_features import train_digits_classifier
@@ -144,7 +145,8 @@ def figure(results: Results, theme: Theme) -> "Figure":
         axes.axhline(sum(level) / len(level), color=theme.teacher, linestyle=":", linewidth=1)
         axes.annotate(f"teacher {steps}", (len(names) - 0.5, sum(level) / len(level)), color=theme.teacher, fontsize=8)
     axes.set_xticks(range(len(names)), names)
-    axes.set(yscale="log", ylabel="distance to the data", xlim=(-0.5, len(names) + 0.3))
+    axes.set(ylabel="distance to the data", xlim=(-0.5, len(names) + 0.3))
+    logarithmic(axes, "y")
     axes.legend(loc="upper left")
     return drawing
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.experiments.affine import STD
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
+from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import distilled, points_settings, snapshot
 from mfd_fast.intervals import LogitNormal, sample_pairs
 from mfd_fast.mean_velocity import mean_velocity, mean_velocity_pair
@@ -112,7 +113,8 @@ def figure(results: Results, theme: Theme) -> "Figure":
     law = results["law"][0]
     left.plot(law["steps"], law["exact"], color=theme.data, label="closed form")
     left.plot(law["steps"], law["measured"], "o", color=theme.student, label="measured")
-    left.set(xscale="log", yscale="log", xlabel="evaluations K", ylabel="variance of u / variance of the noise")
+    left.set(xlabel="evaluations K", ylabel="variance of u / of the noise")
+    logarithmic(left, "xy")
     left.legend()
     names = [(cell, method) for cell in ("early", "late") for method in METHODS]
     values = [results[cell][0][method]["loss_quantiles"] for cell, method in names]
