@@ -87,7 +87,7 @@ def sampled_gradient(gap: Gap, rows: int, generator: torch.Generator) -> Callabl
     return gradient
 
 
-def thinned(values: list[float], most: int = 200) -> list[float]:
+def thinned(values: list[float], most: int = 60) -> list[float]:
     """Every so-manieth value, for a file and a figure; the last is always there."""
     every = max(1, (len(values) - 1) // most)
-    return [*values[:-1][::every], values[-1]]
+    return [round(value, 6) for value in (*values[:-1][::every], values[-1])]

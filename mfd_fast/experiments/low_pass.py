@@ -80,20 +80,22 @@ def measured_gain(field: VelocityField, frequency: float, steps: int) -> float:
     return math.hypot(*changes)
 
 
+def expected_gain(cell: str, frequency: float) -> float:
+    """The closed form of a cell."""
+    if cell == "gaussian":
+        return gaussian_gain(frequency)
+    return euler_gain(frequency, FEW) if cell == "euler" else abs(sinc(frequency * (T - R) / 2))
+
+
 def run(settings: LowPassSettings, cell: str, work: Work) -> Result:
     """Measured and expected gains over the frequencies."""
     field: VelocityField = Gaussian(0.0, STD) if cell == "gaussian" else lambda x, t: torch.ones_like(x)
     steps = FEW if cell == "euler" else settings.steps
     every = [settings.highest * (index + 1) / settings.frequencies for index in range(settings.frequencies)]
-    expected = {
-        "constant": lambda w: abs(sinc(w * (T - R) / 2)),
-        "gaussian": gaussian_gain,
-        "euler": lambda w: euler_gain(w, FEW),
-    }[cell]
     return {
         "frequency": every,
         "measured": [measured_gain(field, w, steps) for w in every],
-        "expected": [expected(w) for w in every],
+        "expected": [expected_gain(cell, w) for w in every],
         "sinc": [abs(sinc(w * (T - R) / 2)) for w in every],
     }
 
@@ -118,7 +120,8 @@ def finding(results: Results) -> str:
 
     def apart(cell: str, one: str, other: str) -> float:
         found = results[cell][0]
-        return max(abs(a - b) for a, b in zip(found[one], found[other], strict=True))
+        largest: float = max(abs(a - b) for a, b in zip(found[one], found[other], strict=True))
+        return largest
 
     euler = results["euler"][0]
     back = 2 * math.pi * FEW / (T - R)

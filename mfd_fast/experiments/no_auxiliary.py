@@ -71,7 +71,7 @@ def exact_gradient(cell: str) -> Callable[[float, float], tuple[float, float]]:
 
 def run(settings: NoAuxiliarySettings, cell: str, work: Work) -> Result:
     """The courses of (a, b), exact and sampled."""
-    budget = (tuple(settings.start), settings.updates, settings.learning_rate)
+    budget = (settings.start, settings.updates, settings.learning_rate)
     gap = exact_gap if cell == "with" else conditional_gap
     generator = make_generator(work.seed, f"no-auxiliary/{cell}")
     found = {}

@@ -81,8 +81,9 @@ def updates_in_time(first: Result, own: Result, most: float) -> int | None:
     """The updates of a method for which it takes the CPU seconds of the first one; None where one of them failed."""
     if "error" in first or "error" in own:
         return None
-    times = min(most, first["cpu_seconds"] / max(own["cpu_seconds"], 1e-3))
-    return max(1, round(own["student_updates"] * times))
+    times: float = min(most, first["cpu_seconds"] / max(own["cpu_seconds"], 1e-3))
+    updates: int = own["student_updates"]
+    return max(1, round(updates * times))
 
 
 def _teacher(chosen: Settings, work: Work) -> Result:

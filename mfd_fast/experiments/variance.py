@@ -11,7 +11,7 @@ updates; the loss per sample ``mean(sg[u_T - u_A] x_t)`` at the same points, for
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -119,7 +119,8 @@ def figure(results: Results, theme: Theme) -> "Figure":
     names = [(cell, method) for cell in ("early", "late") for method in METHODS]
     values = [results[cell][0][method]["loss_quantiles"] for cell, method in names]
     parts = right.violinplot(values, showextrema=False, showmedians=True)
-    for body, (_, method) in zip(parts["bodies"], names, strict=True):  # type: ignore[arg-type]
+    bodies: Any = parts["bodies"]
+    for body, (_, method) in zip(bodies, names, strict=True):
         body.set(facecolor=theme.student if method == "mfd" else theme.teacher, alpha=0.6)
     right.set_xticks(range(1, 5), [f"{method}\n{cell}" for cell, method in names])
     right.set_ylabel("loss of a sample (99 % of them)")
