@@ -47,6 +47,9 @@ RULES = {
         ("mfd_fast.rollout*", "mfd_fast.training.step"),
     ),
     "kernels-of-hugging-face": Rule("*", ("kernels",)),
+    "only-commands-run-experiments": Rule(
+        "*", ("mfd_fast.experiments",), ("mfd_fast.experiments*", "mfd_fast.cli.reproduce")
+    ),
 }
 
 
@@ -138,6 +141,7 @@ BAD = {
     "diffusers": ("mfd_fast.models.bad", "def f():\n    import peft"),
     "compilation": ("mfd_fast.mean_velocity", "import torch as th\nfast = th.compile(print)"),
     "kernels-of-hugging-face": ("mfd_fast.ops.bad", "import kernels"),
+    "only-commands-run-experiments": ("mfd_fast.report.bad", "from mfd_fast.experiments import EXPERIMENTS"),
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mfd_fast import __version__
-from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, runs
+from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, reproduce, runs
 from mfd_fast.training.distributed import leave_world
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_commands(commands)
     prompts.add_commands(commands)
     estimate.add_commands(commands)
+    reproduce.add_command(commands)
     return parser
 
 

@@ -11,12 +11,11 @@ import numpy as np
 from mfd_fast.report.health import sample_spread
 from mfd_fast.report.record import LogLines, RunRecord, column, finite, numbers
 from mfd_fast.report.series import Series, gap_map, summarise
-from mfd_fast.report.theme import Theme, new_figure
+from mfd_fast.report.theme import Theme, new_figure, plain_ticks
 from mfd_fast.report.words import distance_name, show, show_seconds, steps_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 BOTH_ROLES = "updates (auxiliary and student)"
@@ -145,17 +144,7 @@ def _label_ends(axes: "Axes", drawn: dict[str, Series], theme: Theme, named: boo
 def _logarithmic(axes: "Axes") -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    _plain_ticks(axes.yaxis, low, high)
-
-
-def _plain_ticks(axis: "Axis", low: float, high: float) -> None:
-    """Ticks 1, 2, 5, 10, ... written out (only powers of ten where the range is wide) on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    if low > 0 and high / low < 200:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain_ticks(axes.yaxis, low, high)
 
 
 def gap_map_figure(record: RunRecord, theme: Theme) -> "Figure | None":
@@ -183,7 +172,7 @@ def gap_map_figure(record: RunRecord, theme: Theme) -> "Figure | None":
     axes.set_ylabel("time t (0 = data, 1 = noise)")
     bar = figure.colorbar(picture, ax=axes, label="velocity gap (rms)")
     if logarithmic:
-        _plain_ticks(bar.long_axis, float(positive.min()), float(positive.max()))
+        plain_ticks(bar.long_axis, float(positive.min()), float(positive.max()))
     bar.outline.set_visible(False)
     return figure
 

@@ -11,6 +11,7 @@ from mfd_fast.report.grid import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 LARGEST_SVG = 45_000
@@ -95,6 +96,16 @@ def new_figure(width: float = 5.6, height: float = 3.1, columns: int = 1) -> "tu
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def plain_ticks(axis: "Axis", low: float, high: float) -> None:
+    """Ticks 1, 2, 5, 10, ... written out (only powers of ten where the range is wide) on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if low > 0 and high / low < 200:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def figure_uri(figure: "Figure") -> str:

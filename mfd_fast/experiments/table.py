@@ -1,0 +1,203 @@
+"""The table: every method and the teacher, on the same fields, trainer and measure.
+
+Cells: ``teacher`` (trains it, samples it with several numbers of steps); ``METHOD`` for as many student updates as
+everybody; ``METHOD-time`` for as many student updates as fit the CPU seconds that the first method took. A method whose
+training gives up has its error in the place of numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mfd_fast.config import Settings
+from mfd_fast.data import load_dataset
+from mfd_fast.data.dataset import Dataset
+from mfd_fast.distillation import Task, distill, load_student
+from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
+from mfd_fast.experiments.drawing import logarithmic
+from mfd_fast.experiments.points import trained_teacher
+from mfd_fast.methods import METHODS
+from mfd_fast.metrics.digits_features import train_digits_classifier
+from mfd_fast.metrics.evaluate import sample_report
+from mfd_fast.phases import Phases
+from mfd_fast.report.theme import Theme, new_figure
+from mfd_fast.run_folder import RunFolder
+from mfd_fast.settings_io import load_settings
+from mfd_fast.student import Student
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEACHER_STEPS = (1, 2, 4, 10, 100)
+TIMED = "-time"
+MEASURES = ("distance", "precision", "recall", "class_agreement")
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """Budgets of the table."""
+
+    preset: str = "demo"
+    student_updates: int | None = None
+    """Of every method; None is what the preset says."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """The first one sets the time."""
+    most: float = 20.0
+    """A cheap method gets at most so many times the updates."""
+    texts: tuple[str, ...] = ()
+    """More settings, ``key=value``."""
+
+
+def cells(settings: TableSettings) -> tuple[str, ...]:
+    """The teacher, all methods, and all but the first again in its time."""
+    return ("teacher", *settings.methods, *(f"{name}{TIMED}" for name in settings.methods[1:]))
+
+
+def settings_of(settings: TableSettings, method: str, updates: int | None, seed: int) -> Settings:
+    """The settings of one run."""
+    texts = [f"distill.method={method}", f"run.seed={seed}", "run.device=cpu", "run.tensorboard=false"]
+    texts += ["distill.sample_every=0", "distill.checkpoint_every=0"]
+    texts += [] if updates is None else [f"distill.student_updates={updates}"]
+    return load_settings(settings.preset, None, [*settings.texts, *texts])
+
+
+def run(settings: TableSettings, cell: str, work: Work) -> Result:
+    """See the module."""
+    method = cell.removesuffix(TIMED)
+    updates = settings.student_updates
+    if cell == "teacher":
+        return _teacher(settings_of(settings, settings.methods[0], updates, work.seed), work)
+    if cell.endswith(TIMED):
+        updates = updates_in_time(work.done[settings.methods[0]], work.done[method], settings.most)
+        if updates is None:
+            return {"error": f"{method} or {settings.methods[0]} has no time to compare"}
+    return _student(settings_of(settings, method, updates, work.seed), cell, work)
+
+
+def updates_in_time(first: Result, own: Result, most: float) -> int | None:
+    """The updates of a method for which it takes the CPU seconds of the first one; None where one of them failed."""
+    if "error" in first or "error" in own:
+        return None
+    times: float = min(most, first["cpu_seconds"] / max(own["cpu_seconds"], 1e-3))
+    updates: int = own["student_updates"]
+    return max(1, round(updates * times))
+
+
+def _teacher(chosen: Settings, work: Work) -> Result:
+    dataset, clock = _data(chosen), Phases()
+    with clock.phase("train"):
+        teacher = trained_teacher(chosen, work.folder / "teacher-run", dataset)
+    task = Task.from_dataset(dataset, teacher)
+    found: Result = {"cpu_seconds": clock.cpu_seconds["train"], "steps": {}}
+    for steps in TEACHER_STEPS:
+        sampler = Student(
+            teacher, task.sample_shape, steps, label_counts=task.label_counts, value_range=task.value_range
+        )
+        found["steps"][str(steps)] = measure(sampler, dataset, work.seed)
+    return found
+
+
+def _student(chosen: Settings, cell: str, work: Work) -> Result:
+    dataset, clock = _data(chosen), Phases()
+    teacher = trained_teacher(chosen, work.folder / "teacher-run", dataset)
+    folder: Path = work.folder / f"{cell}-run"
+    # Begun anew where it was stopped: its time is part of the result.
+    run = RunFolder(folder / str(sum(1 for _ in folder.glob("*"))))
+    try:
+        with clock.phase("distill"):
+            distill(teacher, chosen, dataset, run.path)
+        found = measure(load_student(run.path), dataset, work.seed)
+    except (FloatingPointError, ValueError) as error:
+        return {"error": str(error)}
+    seconds = {"seconds": clock.seconds["distill"], "cpu_seconds": clock.cpu_seconds["distill"]}
+    return {"student_updates": chosen.distill.student_updates, **seconds, **found}
+
+
+def _data(chosen: Settings) -> Dataset:
+    return load_dataset(chosen.data.name, chosen.data.root, **chosen.data.options)
+
+
+def measure(sampler: Student, dataset: Dataset, seed: int) -> Result:
+    """The measures of as many samples as there are real ones."""
+    classifier = train_digits_classifier(dataset) if dataset.name == "digits" else None
+    n = len(dataset.x) + len(dataset.held_out_x)
+    condition: Mapping[str, torch.Tensor] = sampler.draw_condition(n, seed)
+    samples = sampler.sample(n, condition, seed)
+    report = sample_report(dataset, classifier, {"it": (samples, condition.get("label"))})
+    return {name: report["samples"]["it"][name] for name in MEASURES}
+
+
+def figure(results: Results, theme: Theme) -> "Figure":
+    """The distance of every method, at equal updates and at equal time, and lines for the teacher."""
+    names = [name for name in results if name != "teacher" and not name.endswith(TIMED)]
+    drawing, (axes,) = new_figure(1.5 + 0.9 * len(names), 3.6)
+    for row, (suffix, colour, words) in enumerate(
+        (("", theme.student, "equal student updates"), (TIMED, theme.auxiliary, "equal time"))
+    ):
+        for place, name in enumerate(names):
+            values = _values(results.get(name + suffix, ()), "distance")
+            axes.plot([place + 0.2 * row - 0.1] * len(values), values, "o", color=colour)
+        axes.plot([], [], "o", color=colour, label=words)
+    for steps in TEACHER_STEPS:
+        level = _values([run["steps"][str(steps)] for run in results["teacher"]], "distance")
+        axes.axhline(sum(level) / len(level), color=theme.teacher, linestyle=":", linewidth=1)
+        axes.annotate(f"teacher {steps}", (len(names) - 0.5, sum(level) / len(level)), color=theme.teacher, fontsize=8)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="distance to the data", xlim=(-0.5, len(names) + 0.3))
+    logarithmic(axes, "y")
+    axes.legend(loc="upper left")
+    return drawing
+
+
+def _values(runs: Sequence[Result], key: str) -> list[float]:
+    return [run[key] for run in runs if run.get(key) is not None]
+
+
+def finding(results: Results) -> str:
+    """The table in words: one line a row."""
+    lines = ["distance to the data, precision / recall, CPU seconds of the distillation; mean of the seeds ± deviation"]
+    for steps in TEACHER_STEPS:
+        lines.append(_line(f"teacher, {steps} steps", [run["steps"][str(steps)] for run in results["teacher"]]))
+    for name, runs in results.items():
+        if name != "teacher":
+            lines.append(_line(name.replace(TIMED, ", equal time"), runs))
+    return "\n".join(lines)
+
+
+def _line(name: str, runs: Sequence[Result]) -> str:
+    failed = [run["error"] for run in runs if "error" in run]
+    if len(failed) == len(runs):
+        return f"{name:24} failed: {failed[0]}"
+    found: dict[str, Any] = {key: _values(runs, key) for key in (*MEASURES, "cpu_seconds", "student_updates")}
+    words = f"{name:24} {spread_words(found['distance']):16} {spread_words(found['precision'])} / "
+    words += spread_words(found["recall"])
+    if found["class_agreement"]:
+        words += f", class agreement {spread_words(found['class_agreement'])}"
+    if found["cpu_seconds"]:
+        words += f", {spread_words(found['cpu_seconds'])} s"
+        words += f" for {round(sum(found['student_updates']) / len(found['student_updates']))} updates"
+    return words + (f" ({len(failed)} of {len(runs)} seeds failed: {failed[0]})" if failed else "")
+
+
+TABLE = Experiment(
+    summary="all methods and the teacher on the same fields, trainer and measure",
+    quick=TableSettings(
+        preset="mixture-2d",
+        student_updates=120,
+        texts=(
+            "data.options.num_samples=3000",
+            "data.options.num_held_out=1000",
+            "teacher.updates=500",
+            "distill.student_optimizer.learning_rate=1e-3",
+        ),
+    ),
+    full=TableSettings(),
+    cells=cells,
+    run=run,
+    figure=figure,
+    finding=finding,
+    seeds=3,
+)
