@@ -103,17 +103,18 @@ def load_hps(source: Source, device: torch.device) -> Scorer:
     transformers = _transformers()
     if source.extra is None:
         return Clip(source, device).cosine
-    config = _read(transformers.CLIPConfig, source, source.model)
-    model = transformers.CLIPModel(config)
-    _load(source, model, open_clip_to_transformers(read_extra(source)))
+    weights = read_extra(source)
+    model = transformers.CLIPModel(_read(transformers.CLIPConfig, source, source.model))
+    _load(source, model, open_clip_to_transformers(weights))
     return Clip(source, device, model).cosine
 
 
 def load_aesthetic(source: Source, device: torch.device) -> Scorer:
     """A mark from about 1 to 10. Source: the LAION aesthetic predictor V2 (sac+logos+ava1, linear, MSE)."""
+    weights = read_extra(source)
     clip = Clip(source, device)
     head = PreferenceHead(clip.model.config.projection_dim)
-    _load(source, head, read_extra(source))
+    _load(source, head, weights)
     head.eval().to(device)
     return lambda pictures, prompts: head(clip.of_pictures(pictures))
 
