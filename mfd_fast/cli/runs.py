@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mfd_fast.cli.options import add_run, add_settings, open_run, read_settings, resume_choice
+from mfd_fast.cli.pictures import add_picture_options, evaluate_pictures, is_picture_folder
 from mfd_fast.cli.pipelines import (
     add_pipeline,
     pipeline_teacher,
@@ -64,12 +65,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sample.set_defaults(run_command=run_sample)
 
     for name, function, help_text in (
-        ("evaluate", run_evaluate, "measure a finished run again: metrics.json and report.html"),
+        ("evaluate", run_evaluate, "measure a finished run again, or any folder of pictures"),
         ("report", run_report, "write report.html of a run, finished or not"),
     ):
         command = commands.add_parser(name, help=help_text)
-        command.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+        what = "run folder, or folder of pictures" if name == "evaluate" else "run folder"
+        command.add_argument("folder", metavar="FOLDER" if name == "evaluate" else "RUN", type=Path, help=what)
         if name == "evaluate":
+            add_picture_options(command)
             command.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
             command.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
             command.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
@@ -214,7 +217,9 @@ def _held_out_conditions(run: RunFolder, names: tuple[str, ...], count: int) -> 
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    """Measure teacher and student of a run again."""
+    """Measure teacher and student of a run again, or a folder of pictures."""
+    if is_picture_folder(options):
+        return evaluate_pictures(options)
     from mfd_fast.data import load_dataset
     from mfd_fast.data.dataset import NoSamples
     from mfd_fast.evaluation import evaluate_run
