@@ -49,9 +49,9 @@ def _half(plan: Plan) -> Plan | None:
     return replace(plan, precision="bfloat16") if plan.precision == "float32" else None
 
 
-def _next_stage(plan: Plan) -> Plan | None:
-    useful = plan.full_roles and plan.gpus > 1 and plan.zero < 3
-    return replace(plan, zero=2 if plan.zero < 2 else 3) if useful else None
+def _shared_gradients(plan: Plan) -> Plan | None:
+    # Stage 3 is no knob: rollouts need whole weights, and their replica costs more than sharing out saves.
+    return replace(plan, zero=2) if plan.full_roles and plan.gpus > 1 and plan.zero < 2 else None
 
 
 def _offload(plan: Plan) -> Plan | None:
@@ -80,7 +80,7 @@ KNOBS = (
     Knob("distill.recompute_blocks = true", "one more forward pass in each update", _recompute_blocks),
     Knob("moments of 8 bits (adamw8bit)", "rounded moments", _small_moments),
     Knob("distill.precision = bfloat16", "rounded products", _half),
-    Knob("the next stage of ZeRO", "messages in each update", _next_stage),
+    Knob("distill.zero_stage = 2", "messages in each update", _shared_gradients),
     Knob("states offloaded to the host's memory", "transfers in each update", _offload),
     Knob("twice as many GPUs with ZeRO", "GPUs", _more_gpus),
     Knob("distill.roles = lora", "another kind of student and auxiliary", _low_rank),

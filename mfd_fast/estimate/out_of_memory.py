@@ -22,7 +22,7 @@ def named_knobs(settings: DistillSettings, gpus: int) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         plan = plan_from_settings(settings, gpus)
         knobs = "; ".join(f"{knob.words} (costs {knob.price})" for knob in cheapest(plan))
-        first = str(error).partition(". ")[0]
+        first = ". ".join(str(error).split(". ", 2)[:2])
         raise torch.OutOfMemoryError(
             f"{first}. Cheapest ways to need less: {knobs or 'a larger GPU'}. mfd-fast estimate shows where memory goes"
         ) from error

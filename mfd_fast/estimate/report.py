@@ -83,10 +83,11 @@ def format_estimate(found: Estimate) -> str:
     memory, plan = found.memory, found.plan
     rows = [(term.role, term.what, f"{term.bytes / GIB:8.2f}") for term in memory.terms]
     rows.append(("all", "most at once", f"{memory.total / GIB:8.2f}"))
+    adapters = f", {found.network.adapter:,} in each adapter" if "lora" in (plan.auxiliary, plan.student) else ""
     roles = f"auxiliary {plan.auxiliary or 'none'}, student {plan.student}"
     shared = f", ZeRO-{plan.zero}" if plan.zero else ""
     lines = [
-        f"{found.network.name}: {found.network.parameters:,} parameters, {found.network.adapter:,} in each adapter",
+        f"{found.network.name}: {found.network.parameters:,} parameters{adapters}",
         f"{roles}; {plan.gpus} GPU(s){shared}{', offload' if plan.offload else ''}, {plan.rows} row(s) in a backward "
         f"pass, {plan.precision}",
         "",
@@ -110,9 +111,8 @@ def _table(head: Sequence[str], rows: list[tuple[str, str, str]]) -> list[str]:
 def _verdict(found: Estimate) -> str:
     memory, limit = found.memory, found.limit
     most = memory.dominating
-    words = (
-        "does not fit in" if not found.fits else ("fits, tightly, in" if memory.total > TIGHT * limit else "fits in")
-    )
+    words = "fits, tightly, in" if memory.total > TIGHT * limit else "fits in"
+    words = words if found.fits else "does not fit in"
     host = f"; {memory.host / GIB:.1f} GiB in the host's memory for each process" if memory.host else ""
     return (
         f"{words} {limit / GIB:g} GiB: states {memory.states / GIB:.2f}, activations {memory.activations / GIB:.2f}; "

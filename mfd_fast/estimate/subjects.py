@@ -13,26 +13,24 @@ from mfd_fast.models import build_model
 from mfd_fast.presets import PRESETS
 from mfd_fast.settings_io import load_settings
 
-SANA = "sana-1600m"
 KNOWN_SHAPES: dict[str, tuple[tuple[int, ...], int | None]] = {
     "occupancy": ((6, 16, 50, 50), None),
     "cifar10": ((3, 32, 32), 10),
 }
 """Sample shape and classes of data that may not be there yet."""
-SUBJECTS = (SANA, "occfm")
 
 # The paper's settings, for as long as there is no preset of this name.
 # fmt: off
 _SANA_SETTINGS = (
     "distill.batch_size=1",         "distill.precision=bfloat16",       "distill.student_steps=4",
     "distill.guidance_scale=4.5",   "distill.rollout.step_size=0.03",   "distill.roles=lora",
-    "distill.lora_rank=64",         "distill.sample_rows=8",
+    "distill.lora_rank=64",         "distill.sample_rows=8",            "distill.ema_decay=0",
 )
 # fmt: on
 
 
 def subject_settings(name: str, file: Path | None, overrides: list[str]) -> Settings:
-    """The settings of a subject of `SUBJECTS`, a file and ``KEY=VALUE`` over them."""
+    """The settings of a subject of the command line, a file and ``KEY=VALUE`` over them."""
     if name in PRESETS:
         return load_settings(name, file, overrides)
     return load_settings(None, file, [*_SANA_SETTINGS, *overrides])
