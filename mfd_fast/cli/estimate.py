@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mfd_fast.config import PRECISION
 from mfd_fast.estimate.duration import GPUS
+from mfd_fast.estimate.knobs import SHARED_BITS
 from mfd_fast.estimate.plan import Plan
 
 NO_FIT = 1
@@ -19,7 +20,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command = commands.add_parser("estimate", help="memory and time of a distillation before it runs")
     what = command.add_mutually_exclusive_group()
     what.add_argument("--preset", metavar="NAME", help="settings to start from")
-    what.add_argument("--model", choices=SUBJECT_NAMES, help="a known network, with its usual settings")
+    what.add_argument("--model", choices=SUBJECT_NAMES, help="a known network, with the preset of its name")
     command.add_argument("--settings", metavar="FILE", type=Path, help="a TOML file with settings, over the preset")
     command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; may be repeated")
     command.add_argument("--gpu", choices=tuple(GPUS), default="rtx-3090", help="for times and memory (rtx-3090)")
@@ -27,7 +28,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--gpus", metavar="N", type=int, default=1, help="processes, one for each GPU (default 1)")
     command.add_argument("--zero", metavar="STAGE", type=int, choices=(0, 1, 2, 3), help="stage of ZeRO, 0 for none")
     command.add_argument("--offload", action="store_true", default=None, help="states in the host's memory (ZeRO)")
-    command.add_argument("--optimizer-bits", type=int, choices=(8, 32), help="bits of the optimiser's moments")
+    command.add_argument(
+        "--optimizer-bits", type=int, choices=(8, 32), help="bits of the moments (8 with ZeRO is arithmetic)"
+    )
     command.add_argument("--batch-size", metavar="B", type=int, help="samples of one GPU in one backward pass")
     command.add_argument(
         "--checkpointing",
@@ -47,7 +50,7 @@ def run_estimate(options: argparse.Namespace) -> int:
     """Print the estimate; exit code 1 where it does not fit."""
     from mfd_fast.estimate.plan import plan_from_settings
     from mfd_fast.estimate.report import as_json, estimate, format_estimate
-    from mfd_fast.estimate.subjects import describe_network, subject_settings
+    from mfd_fast.estimate.subjects import describe_network
     from mfd_fast.settings_io import load_settings
 
     for name in ("gpus", "gpu_memory", "batch_size"):
@@ -56,13 +59,14 @@ def run_estimate(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
     if options.settings is not None and not options.settings.is_file():
         raise FileNotFoundError(f"--settings: there is no file {options.settings}")
-    if options.model is None:
-        settings = load_settings(options.preset, options.settings, options.set)
-    else:
-        settings = subject_settings(options.model, options.settings, options.set)
-    plan = changed_plan(plan_from_settings(settings.distill, options.gpus), options)
+    settings = load_settings(options.preset or options.model, options.settings, options.set)
+    distill = settings.distill
+    if options.batch_size is not None:  # in place of the settings' batch, which need not be divisible then
+        distill = replace(distill, batch_size=options.batch_size * options.gpus * distill.accumulation)
+    plan = plan_from_settings(distill, options.gpus)
+    plan = changed_plan(plan, options)
     lora = "lora" in (plan.auxiliary, plan.student)
-    network = describe_network(settings, sana=options.model == "sana-1600m", lora=lora, precision=plan.precision)
+    network = describe_network(settings, lora=lora, precision=plan.precision)
     found = estimate(plan, network, GPUS[options.gpu], options.gpu_memory)
     print(json.dumps(as_json(found), indent=2) if options.json else format_estimate(found))
     return 0 if found.fits else NO_FIT
@@ -78,7 +82,6 @@ def changed_plan(plan: Plan, options: argparse.Namespace) -> Plan:
         "zero": options.zero,
         "offload": options.offload,
         "optimizer_bits": options.optimizer_bits,
-        "rows": options.batch_size,
         "precision": options.precision,
         "student": options.student,
         "auxiliary": options.auxiliary if plan.auxiliary else None,
@@ -95,4 +98,6 @@ def changed_plan(plan: Plan, options: argparse.Namespace) -> Plan:
         if options.zero == 0:
             raise ValueError("--offload needs --zero 1, 2 or 3")
         plan = replace(plan, zero=2)
+    if plan.zero and options.optimizer_bits is None:
+        plan = replace(plan, optimizer_bits=SHARED_BITS)
     return plan

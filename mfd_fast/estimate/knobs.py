@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from mfd_fast.estimate.plan import Plan
 
+SHARED_BITS = 32
+"""DeepSpeed flattens weights, which moments of 8 bits do not follow."""
 Change = Callable[[Plan], Plan | None]
 
 
@@ -42,7 +44,7 @@ def _recompute_blocks(plan: Plan) -> Plan | None:
 
 
 def _small_moments(plan: Plan) -> Plan | None:
-    return replace(plan, optimizer_bits=8) if plan.optimizer_bits == 32 else None
+    return replace(plan, optimizer_bits=8) if plan.optimizer_bits == 32 and not plan.zero else None
 
 
 def _half(plan: Plan) -> Plan | None:
@@ -51,11 +53,13 @@ def _half(plan: Plan) -> Plan | None:
 
 def _shared_gradients(plan: Plan) -> Plan | None:
     # Stage 3 is no knob: rollouts need whole weights, and their replica costs more than sharing out saves.
-    return replace(plan, zero=2) if plan.full_roles and plan.gpus > 1 and plan.zero < 2 else None
+    useful = plan.full_roles and plan.gpus > 1 and plan.zero < 2
+    return replace(plan, zero=2, optimizer_bits=SHARED_BITS) if useful else None
 
 
 def _offload(plan: Plan) -> Plan | None:
-    return replace(plan, zero=plan.zero or 2, offload=True) if plan.full_roles and not plan.offload else None
+    useful = plan.full_roles and not plan.offload
+    return replace(plan, zero=plan.zero or 2, offload=True, optimizer_bits=SHARED_BITS) if useful else None
 
 
 def _more_gpus(plan: Plan) -> Plan | None:
@@ -63,7 +67,7 @@ def _more_gpus(plan: Plan) -> Plan | None:
         return None
     # The batch of all processes stays: each computes half as many rows, or half as often.
     rows = plan.rows // 2 if plan.rows > 1 else plan.rows
-    return replace(plan, gpus=2 * plan.gpus, zero=max(2, plan.zero), rows=rows)
+    return replace(plan, gpus=2 * plan.gpus, zero=max(2, plan.zero), optimizer_bits=SHARED_BITS, rows=rows)
 
 
 def _low_rank(plan: Plan) -> Plan | None:

@@ -69,13 +69,23 @@ class Plan:
 
 
 def plan_from_settings(settings: DistillSettings, gpus: int) -> Plan:
-    """The plan that settings describe, on ``gpus`` GPUs; ValueError for a method or solver that does not exist."""
+    """The plan that settings describe, on ``gpus`` GPUs.
+
+    Raises:
+        ValueError: a method or solver that does not exist, or a batch that so many GPUs cannot share.
+    """
     needs = make_method(settings.method, method_options(settings)).needs
+    parts = gpus * settings.accumulation
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"distill.batch_size must be a multiple of gpus x accumulation = {gpus} x {settings.accumulation}, got "
+            f"{settings.batch_size}"
+        )
     names = {settings.student_optimizer.name, *([settings.auxiliary_optimizer.name] if needs.auxiliary else [])}
     return Plan(
         auxiliary=settings.roles if needs.auxiliary else None,
         student=settings.roles,
-        rows=math.ceil(settings.batch_size / (gpus * settings.accumulation)),
+        rows=settings.batch_size // parts,
         precision=settings.precision,
         gpus=gpus,
         optimizer_bits=8 if all("8bit" in name for name in names) else 32,
@@ -83,11 +93,10 @@ def plan_from_settings(settings: DistillSettings, gpus: int) -> Plan:
         student_average=settings.ema_decay > 0,
         student_steps=settings.student_steps,
         grad_steps=settings.grad_steps or settings.student_steps,
-        # Settings of later versions of the package; one that lacks them cannot ask for it.
-        recompute_steps=getattr(settings, "recompute_steps", False),
-        recompute_blocks=getattr(settings, "recompute_blocks", False),
-        zero=getattr(settings, "zero_stage", 0),
-        offload=getattr(settings, "zero_offload", False),
+        recompute_steps=settings.recompute_steps,
+        recompute_blocks=settings.recompute_blocks,
+        zero=settings.zero_stage,
+        offload=settings.zero_offload,
         guided=settings.guidance_scale != 1.0,
         negative_every=settings.rollout.negative_every,
         max_rows=settings.rollout.max_rows,

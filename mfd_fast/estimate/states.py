@@ -29,7 +29,7 @@ class States(NamedTuple):
     copies: float
     """Weights in the precision of the products, made by autocast in each update and rollout."""
     host: float
-    """Bytes in the host's memory; not on the GPU."""
+    """Bytes in the host's memory, for float32 weights, moments and the gradients they are updated with."""
 
     @property
     def resident(self) -> float:
@@ -54,7 +54,7 @@ def role_states(plan: Plan, network: Network, kind: str, *, average: bool) -> St
             host=0.0,
         )
     count, size, share = network.parameters, plan.compute_bytes, 1 / plan.gpus
-    kept = count * share * (not plan.offload)
+    kept = 0.0 if plan.offload else count * share
     return States(
         weights=count * size * (share if plan.zero == 3 else 1),
         gradients=count * size * (share if plan.zero >= 2 else 1),
@@ -63,7 +63,7 @@ def role_states(plan: Plan, network: Network, kind: str, *, average: bool) -> St
         average=count * MASTER_BYTES * average,
         replica=count * size * (plan.zero == 3),
         copies=0.0,
-        host=count * share * (MASTER_BYTES + moments) * plan.offload,
+        host=count * share * (MASTER_BYTES + moments + size) * plan.offload,
     )
 
 

@@ -1,6 +1,5 @@
-"""The networks of an estimate by name, and those of settings."""
+"""The network that settings describe, for an estimate."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +9,6 @@ from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.estimate.network import Network, sana_1600m, traced
 from mfd_fast.models import build_model
-from mfd_fast.presets import PRESETS
-from mfd_fast.settings_io import load_settings
 
 KNOWN_SHAPES: dict[str, tuple[tuple[int, ...], int | None]] = {
     "occupancy": ((6, 16, 50, 50), None),
@@ -19,31 +16,15 @@ KNOWN_SHAPES: dict[str, tuple[tuple[int, ...], int | None]] = {
 }
 """Sample shape and classes of data that may not be there yet."""
 
-# The paper's settings, for as long as there is no preset of this name.
-# fmt: off
-_SANA_SETTINGS = (
-    "distill.batch_size=1",         "distill.precision=bfloat16",       "distill.student_steps=4",
-    "distill.guidance_scale=4.5",   "distill.rollout.step_size=0.03",   "distill.roles=lora",
-    "distill.lora_rank=64",         "distill.sample_rows=8",            "distill.ema_decay=0",
-)
-# fmt: on
 
-
-def subject_settings(name: str, file: Path | None, overrides: list[str]) -> Settings:
-    """The settings of a subject of the command line, a file and ``KEY=VALUE`` over them."""
-    if name in PRESETS:
-        return load_settings(name, file, overrides)
-    return load_settings(None, file, [*_SANA_SETTINGS, *overrides])
-
-
-def describe_network(settings: Settings, *, sana: bool, lora: bool, precision: str) -> Network:
-    """The network of a run; ``sana`` for SANA 1.6B whatever the settings' model.
+def describe_network(settings: Settings, *, lora: bool, precision: str) -> Network:
+    """The network of a run.
 
     Raises:
         ValueError: a model or data that do not exist.
     """
     distill = settings.distill
-    if sana or settings.model.name == "sana":
+    if settings.model.name == "sana":
         return sana_1600m(precision, distill.lora_rank)
     shape, classes, note = _shape(settings)
 
