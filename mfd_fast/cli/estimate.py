@@ -98,6 +98,7 @@ def changed_plan(plan: Plan, options: argparse.Namespace) -> Plan:
         if options.zero == 0:
             raise ValueError("--offload needs --zero 1, 2 or 3")
         plan = replace(plan, zero=2)
-    if plan.zero and options.optimizer_bits is None:
+    # Presets with moments of 8 bits mean adapters; a full role is given them only when asked for.
+    if options.optimizer_bits is None and (plan.zero or "full" in (options.auxiliary, options.student)):
         plan = replace(plan, optimizer_bits=SHARED_BITS)
     return plan

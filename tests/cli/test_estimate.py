@@ -31,6 +31,7 @@ def test_sana_with_a_full_auxiliary(cli: Callable[..., tuple[int, str, str]]) ->
     assert found["total"] == pytest.approx(sum(term["bytes"] for term in found["terms"]))
 
 
+@pytest.mark.slow
 def test_occfm_is_about_activations(cli: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = cli("estimate", "--preset", "occfm-8x3090", "--gpus", "8", "--json")
     found = json.loads(out)

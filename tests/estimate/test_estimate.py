@@ -134,9 +134,9 @@ def test_plan_from_settings() -> None:
 def test_an_out_of_memory_error_names_the_cheapest_knobs() -> None:
     settings = DistillSettings(batch_size=8, sample_rows=64, guidance_scale=4.5)
     message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 24 GiB."
-    with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 2.00 GiB\. Cheapest") as caught:
-        with named_knobs(settings, 1):
-            raise torch.OutOfMemoryError(message)
+    expected = pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 2.00 GiB\. Cheapest")
+    with expected as caught, named_knobs(settings, 1):
+        raise torch.OutOfMemoryError(message)
     for knob in cheapest(plan_from_settings(settings, 1)):
         assert knob.words in str(caught.value)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
