@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mfd_fast.config import DistillSettings, Settings
 from mfd_fast.data.dataset import Dataset, NoSamples
+from mfd_fast.estimate.out_of_memory import named_knobs
 from mfd_fast.fields import autocast
 from mfd_fast.methods.base import Needs
 from mfd_fast.models import MODELS, describe_model, model_from_description, null_condition
@@ -144,7 +145,8 @@ def distill(
         resume=resume,
         deadline=context.deadline,
     )
-    run_training(training, options, context.world)
+    with named_knobs(settings.distill, context.world.size):
+        run_training(training, options, context.world)
     training.settle_student()
     state = roles.state_dict("student")
     if context.world.is_main:

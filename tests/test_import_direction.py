@@ -30,6 +30,9 @@ RULES = {
     "solvers-know-no-rollout": Rule(
         "mfd_fast.solvers*", ("mfd_fast.rollout", "mfd_fast.mean_velocity", "mfd_fast.training")
     ),
+    "estimates-stand-above-training": Rule(
+        "*", ("mfd_fast.estimate",), ("mfd_fast.estimate*", "mfd_fast.cli*", "mfd_fast.distillation")
+    ),
     "triton": Rule("*", ("triton",), ("mfd_fast.kernels*",)),
     "deepspeed": Rule("*", ("deepspeed",), ("mfd_fast.training.zero",)),
     "diffusers": Rule(
@@ -136,6 +139,7 @@ BAD = {
     "only-ops-import-kernels": ("mfd_fast.rollout.bad", "from mfd_fast import kernels"),
     "methods-know-no-models": ("mfd_fast.methods.bad", "def f():\n    from mfd_fast.models.mlp import MLP"),
     "solvers-know-no-rollout": ("mfd_fast.solvers.bad", "from mfd_fast.mean_velocity import integrate"),
+    "estimates-stand-above-training": ("mfd_fast.training.bad", "from mfd_fast.estimate import plan"),
     "triton": ("mfd_fast.ops.bad", "import triton.language as tl"),
     "deepspeed": ("mfd_fast.training.trainer", "import importlib\nimportlib.import_module('deepspeed')"),
     "diffusers": ("mfd_fast.models.bad", "def f():\n    import peft"),

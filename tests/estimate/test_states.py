@@ -1,0 +1,86 @@
+"""Formulas of states against a real training step and against the formulas of the paper of ZeRO."""
+
+import pytest
+import torch
+
+from mfd_fast.config import OptimizerSettings
+from mfd_fast.estimate.memory import GIB, memory_of
+from mfd_fast.estimate.network import SANA_PARAMETERS, sana_1600m
+from mfd_fast.estimate.plan import Plan
+from mfd_fast.estimate.states import role_states
+from mfd_fast.models.lora import LoRARoles
+from mfd_fast.models.mlp import MLP
+from mfd_fast.training.distributed import World
+from mfd_fast.training.optimizing import RoleOptimizer
+from mfd_fast.training.roles import FullRoles, Roles
+
+SANA = sana_1600m("bfloat16", 64)
+
+
+def plan(**changes: object) -> Plan:
+    return Plan(**({"auxiliary": "full", "student": "lora", "rows": 1, "precision": "bfloat16"} | changes))  # type: ignore[arg-type]
+
+
+def bytes_of(tensors: object) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_states_are_those_of_a_real_update(kind: str) -> None:
+    teacher = MLP((3,), width=32, depth=2)
+    roles: Roles = FullRoles(teacher) if kind == "full" else LoRARoles(teacher, rank=4, alpha=4.0)
+    weights = roles.parameters("student")
+    optimizer = RoleOptimizer(
+        weights, OptimizerSettings(), total_updates=1, precision="float32", world=World(0, 1, torch.device("cpu"))
+    )
+    optimizer.backward(roles.student(torch.randn(5, 3), torch.rand(5)).square().mean(), 1)
+    gradients = bytes_of(weight.grad for weight in weights)
+    optimizer.step()
+    moments = bytes_of(value for name, value in optimizer.tensors().items() if "exp_avg" in name)
+
+    count = sum(weight.numel() for weight in weights)
+    network = SANA._replace(parameters=count, adapter=count)
+    states = role_states(plan(precision="float32"), network, kind, average=False)
+    assert (states.weights, states.gradients, states.moments) == (bytes_of(weights), gradients, moments)
+    assert states.resident == states.weights + states.moments
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_zero_divides_what_it_divides(gpus: int) -> None:
+    def bytes_per_weight(**changes: object) -> float:
+        states = role_states(plan(gpus=gpus, **changes), SANA, "full", average=False)
+        return (states.weights + states.gradients + states.master + states.moments) / SANA_PARAMETERS
+
+    assert bytes_per_weight(zero=1) == pytest.approx(4 + 12 / gpus)
+    assert bytes_per_weight(zero=2) == pytest.approx(2 + 14 / gpus)
+    assert bytes_per_weight(zero=3) == pytest.approx(16 / gpus)
+    assert bytes_per_weight(zero=2, offload=True) == pytest.approx(2 + 2 / gpus)
+    assert bytes_per_weight(zero=2, optimizer_bits=8) == pytest.approx(2 + 8 / gpus)
+    assert bytes_per_weight(zero=0) == pytest.approx(16)
+
+
+def test_offload_moves_to_the_host_what_it_takes_from_the_gpu() -> None:
+    here = role_states(plan(zero=2, gpus=2), SANA, "full", average=False)
+    there = role_states(plan(zero=2, gpus=2, offload=True), SANA, "full", average=False)
+    assert there.host == here.master + here.moments + here.gradients == 14 * SANA_PARAMETERS / 2
+    assert there.master == there.moments == here.host == 0
+
+
+def test_stage_three_keeps_a_whole_replica_for_rollouts() -> None:
+    assert role_states(plan(zero=3, gpus=8), SANA, "full", average=False).replica == 2 * SANA_PARAMETERS
+    assert role_states(plan(zero=2, gpus=8), SANA, "full", average=False).replica == 0
+
+
+def test_low_rank_roles_are_never_shared_out() -> None:
+    alone = role_states(plan(), SANA, "lora", average=True)
+    assert role_states(plan(zero=3, gpus=8), SANA, "lora", average=True) == alone
+    assert alone.resident == SANA.adapter * (4 + 8 + 4)
+
+
+def test_states_of_sana_with_a_full_auxiliary_on_two_gpus() -> None:
+    memory = memory_of(plan(zero=2, gpus=2, recompute_blocks=True), SANA)
+    assert memory.states / GIB == pytest.approx(16.9, abs=0.2)
+    assert (memory.dominating.role, memory.dominating.what) == ("auxiliary", "moments")
+    assert memory.total == pytest.approx(
+        memory.states + memory.activations + sum(term.bytes for term in memory.terms if term.role == "process")
+    )
