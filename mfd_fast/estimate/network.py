@@ -126,7 +126,7 @@ def traced(
     with fake():
         module: nn.Module = build()
         parameters = sum(value.numel() for value in module.parameters())
-        field: Any = autocast(module, dtype)  # type: ignore[arg-type]
+        field: Any = autocast(module, dtype)
         full = _footprint(field, inputs)
         first, second = (trace_forward(field, inputs, rows) for rows in (1, 2))
         operations = count_operations(field, inputs)

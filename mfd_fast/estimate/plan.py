@@ -79,7 +79,7 @@ def plan_from_settings(settings: DistillSettings, gpus: int) -> Plan:
     if settings.batch_size % parts:
         raise ValueError(
             f"distill.batch_size must be a multiple of gpus x accumulation = {gpus} x {settings.accumulation}, got "
-            f"{settings.batch_size}"
+            f"{settings.batch_size}; or give --batch-size"
         )
     names = {settings.student_optimizer.name, *([settings.auxiliary_optimizer.name] if needs.auxiliary else [])}
     return Plan(

@@ -25,7 +25,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages made inside it: ``live`` now, ``peak`` at most so far."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._seen: set[int] = set()
 
@@ -85,9 +85,10 @@ def count_operations(field: VelocityField, inputs: Inputs) -> int:
     x, t, condition = inputs(1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         field(x, t, **condition)
-    return int(counter.get_total_flops())
+    operations: int = counter.get_total_flops()
+    return operations
 
 
 def fake() -> FakeTensorMode:
     """The context in which tensors have no data."""
-    return FakeTensorMode()  # type: ignore[no-untyped-call]
+    return FakeTensorMode()

@@ -22,7 +22,7 @@ def test_sana_with_a_full_auxiliary(cli: Callable[..., tuple[int, str, str]]) ->
     assert code == 1
     assert "does not fit in 24 GiB" in out
     assert "cheapest knobs" in out
-    assert cli(*full, "--gpus", "2", "--zero", "2")[0] == 0
+    assert cli(*full, "--gpus", "2", "--zero", "2", "--batch-size", "1")[0] == 0
     code, out, _ = cli(*full, "--offload", "--json")
     found = json.loads(out)
     assert code == 0
