@@ -26,7 +26,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
+        self.live: int = 0
+        self.peak: int = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,7 +78,8 @@ def trace_forward(field: VelocityField, inputs: Inputs, rows: int) -> int:
     x, t, condition = inputs(rows)
     with torch.no_grad(), LiveBytes() as memory:
         field(x, t, **condition)
-    return memory.peak
+    peak: int = memory.peak  # a context manager of torch has no type
+    return peak
 
 
 def count_operations(field: VelocityField, inputs: Inputs) -> int:
