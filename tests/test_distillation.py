@@ -179,6 +179,7 @@ def test_a_finished_run_says_how_it_was_made(tmp_path: Path) -> None:
         "lora": None,
         "steps": 1,
         "shift": 1.0,
+        "sampler": "euler",
         "gamma": 0.0,
         "second_time": False,
         "precision": "float32",
