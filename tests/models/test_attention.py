@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mfd_fast.models import build_model
 from mfd_fast.models.attention import ATTENTION_BACKENDS, attention, why_unavailable
@@ -112,6 +113,19 @@ def test_a_chosen_backend_is_used_by_the_models(monkeypatch: pytest.MonkeyPatch)
         x, t = torch.randn(2, 1, 8, 8), torch.rand(2)
         torch.testing.assert_close(models[1](x, t), models[0](x, t))
         assert calls
+
+
+@pytest.mark.parametrize("tokens", [(5, 7), (32, 32), (33, 32)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_few_low_precision_tokens_on_the_cpu(tokens: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8).to(dtype) for length in (tokens[0], tokens[1], tokens[1]))
+    exact = functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    out = attention(q, k, v)
+    assert out.dtype == dtype
+    error = (out.double() - exact).norm() / exact.norm()
+    plain = (functional.scaled_dot_product_attention(q, k, v).double() - exact).norm() / exact.norm()
+    assert error <= 1.2 * plain
 
 
 def test_sdpa_is_always_available() -> None:

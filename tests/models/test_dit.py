@@ -1,8 +1,10 @@
 """The parts of the transformer."""
 
+import pytest
 import torch
+from torch.nn import functional
 
-from mfd_fast.models.dit import HeadNorm, from_patches, patch_grid, position_embedding, to_patches
+from mfd_fast.models.dit import HeadNorm, from_patches, gelu_tanh, patch_grid, position_embedding, to_patches
 
 
 def test_patches_are_squares_and_put_back() -> None:
@@ -29,3 +31,12 @@ def test_head_norm_gives_rows_of_unit_size() -> None:
     torch.testing.assert_close(norm(3 * x), norm(x))
     norm.gain.data[2] = 7.0
     torch.testing.assert_close(norm(x)[:, 2], 7 * x[:, 2] / x.square().mean(1).sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gelu_compiled_is_that_of_torch(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 101), torch.tensor([0.0, 1e-20, 60.0, -60.0])]).to(dtype)
+    compiled = torch.compile(gelu_tanh, backend="eager")(x.double())
+    exact = functional.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(compiled, exact, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gelu_tanh(x), functional.gelu(x, approximate="tanh"))
