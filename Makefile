@@ -62,7 +62,7 @@ $(TOY)/%/index.json: | $(TOY)/released
 		--infos $(TOY)/released/nuscenes_infos_$*.pkl --out $(@D)
 
 test: $(STAMPS)/test
-	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report term
 
 lint: $(STAMPS)/lint
 	@echo "ruff"

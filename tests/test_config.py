@@ -266,11 +266,8 @@ def test_unknown_preset_refused() -> None:
         load_settings("dmeo")
 
 
-option = st.recursive(
-    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3),
-    max_leaves=4,
-)
+scalar = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+option = scalar | st.lists(scalar | st.lists(scalar, max_size=3), max_size=3)
 
 
 @hypothesis_settings(deadline=None)

@@ -15,9 +15,6 @@ import mfd_fast
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCES = (".*", "build", "dist", "runs", "*.egg-info", "*.so", "__pycache__", "shared")
 
-# One build serves all tests of this file, so one worker runs them.
-pytestmark = pytest.mark.xdist_group("packaging")
-
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     # Copies of the package in temporary folders are not what the coverage of this run is about.

@@ -21,8 +21,6 @@ from mfd_fast.ops import launchers
 from mfd_fast.ops.copy_rows import copy_rows, copy_rows_reference
 from mfd_fast.ops.guided_step import SlotState, guided_step, guided_step_reference
 
-# One interpreter serves all tests of this file, so one worker runs them.
-pytestmark = pytest.mark.xdist_group("triton-interpreter")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

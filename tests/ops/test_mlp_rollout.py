@@ -20,8 +20,6 @@ from mfd_fast.ops.mlp_program import ACTIVATIONS, NotAnMLP, Program, ProgramBuil
 from mfd_fast.ops.mlp_rollout import MLPRollout, rollout_reference
 from mfd_fast.step_control import FixedSteps
 
-# One interpreter serves all tests of this file, so one worker runs them.
-pytestmark = pytest.mark.xdist_group("triton-interpreter-mlp")
 LAYERS = {
     "identity": nn.Identity,
     "silu": nn.SiLU,

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-# One build serves all tests of this file, so one worker runs them.
 pytestmark = [
-    pytest.mark.xdist_group("mlp-rollout-build"),
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
 ]

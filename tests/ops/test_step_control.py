@@ -23,8 +23,6 @@ from mfd_fast.ops.step_control import ControlState, advance_reference
 from mfd_fast.step_control import AdaptiveSteps
 from mfd_fast.types import Status
 
-# One interpreter serves all tests of this file, so one worker runs them.
-pytestmark = pytest.mark.xdist_group("triton-interpreter")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -81,8 +81,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(folder, json.loads((folder / "told.json").read_text()))
 
 
-# One process runs them all: the fixture is expensive.
-several = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("zero")]
+# One run of the program serves all of them.
+several = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class TestTwoProcesses:
