@@ -3,7 +3,7 @@
 from mfd_fast.distillation import Task as Task
 from mfd_fast.distillation import distill as distill
 from mfd_fast.distillation import load_student as load_student
-from mfd_fast.mean_velocity import PairStats as PairStats
+from mfd_fast.integration import PairStats as PairStats
 from mfd_fast.mean_velocity import integrate as integrate
 from mfd_fast.mean_velocity import mean_velocity as mean_velocity
 from mfd_fast.mean_velocity import mean_velocity_pair as mean_velocity_pair

@@ -2,42 +2,61 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
-from mfd_fast.guidance import guide
-from mfd_fast.pairing import PairedField, paired
-from mfd_fast.partial_guidance import NegativeVelocities, PartlyGuided, check_savings
-from mfd_fast.preparing import prepared
-from mfd_fast.rollout import checks
+from mfd_fast.integration import Guidance, PairStats, make_problem, run, run_as_one_batch, run_quickly
+from mfd_fast.keywords import Keywords, PairKeywords
+from mfd_fast.pairing import paired
+from mfd_fast.partial_guidance import PartlyGuided
 from mfd_fast.rollout.execute import RolloutOptions, pair_options
-from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
-from mfd_fast.rollout.fused import integrate_quickly
-from mfd_fast.rollout.problem import Problem
-from mfd_fast.rollout.result import Rollout, SuccessfulRollout
-from mfd_fast.rollout.runners import Choice, choose_pair, choose_runner
-from mfd_fast.types import Condition, RolloutStats, Status, VelocityField
+from mfd_fast.rollout.finite import raise_deferred
+from mfd_fast.rollout.runners import choose_pair
+from mfd_fast.types import Condition, RolloutStats, VelocityField
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _options = functools.lru_cache(maxsize=64, typed=True)(RolloutOptions)
 """`RolloutOptions` of positional arguments; the same ones are checked once."""
 
 
-class PairStats(NamedTuple):
-    """Statistics of `mean_velocity_pair`. Of a pair that ran as one batch both name the rows that failed in either."""
+@overload
+def mean_velocity(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: Literal[False] = False,
+    **keywords: "Unpack[Keywords]",
+) -> Tensor: ...
 
-    teacher: RolloutStats
-    auxiliary: RolloutStats
+
+@overload
+def mean_velocity(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: Literal[True],
+    **keywords: "Unpack[Keywords]",
+) -> tuple[Tensor, RolloutStats]: ...
 
 
-class Guidance(NamedTuple):
-    """The arguments of guidance."""
-
-    negative_condition: Condition | None
-    scale: float | Tensor
-    interval: Sequence[float] | None
-    every: int
+@overload
+def mean_velocity(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: bool,
+    **keywords: "Unpack[Keywords]",
+) -> Tensor | tuple[Tensor, RolloutStats]: ...
 
 
 def mean_velocity(
@@ -63,7 +82,7 @@ def mean_velocity(
     differentiable: bool = False,
     return_stats: bool = False,
     check_finite: bool = True,
-) -> Any:
+) -> Tensor | tuple[Tensor, RolloutStats]:
     """The mean velocity ``u(x, t, r) = (x(r) - x(t)) / (r - t)`` of the trajectory of ``field`` through ``(x, t)``.
 
     ``r < t`` and ``r > t`` both work; ``r == t`` gives the velocity. Each row gets what it would get alone.
@@ -117,8 +136,44 @@ def mean_velocity(
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     arguments = (field, x, t, r, options, condition, guidance)
-    rollout, stats = _run_quickly(*arguments) or _run(_problem(*arguments), options, return_stats, check_finite)
+    rollout, stats = run_quickly(*arguments) or run(make_problem(*arguments), options, return_stats, check_finite)
     return (rollout.mean_velocity, stats) if return_stats else rollout.mean_velocity
+
+
+@overload
+def integrate(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: Literal[False] = False,
+    **keywords: "Unpack[Keywords]",
+) -> Tensor: ...
+
+
+@overload
+def integrate(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: Literal[True],
+    **keywords: "Unpack[Keywords]",
+) -> tuple[Tensor, RolloutStats]: ...
+
+
+@overload
+def integrate(
+    field: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: bool,
+    **keywords: "Unpack[Keywords]",
+) -> Tensor | tuple[Tensor, RolloutStats]: ...
 
 
 def integrate(
@@ -144,7 +199,7 @@ def integrate(
     differentiable: bool = False,
     return_stats: bool = False,
     check_finite: bool = True,
-) -> Any:
+) -> Tensor | tuple[Tensor, RolloutStats]:
     """The state ``x(r)`` of the trajectory of ``field`` through ``(x, t)``; arguments and errors of `mean_velocity`.
 
     Returns:
@@ -156,10 +211,49 @@ def integrate(
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     arguments = (field, x, t, r, options, condition, guidance)
-    rollout, stats = _run_quickly(*arguments) or _run(_problem(*arguments), options, return_stats, check_finite)
+    rollout, stats = run_quickly(*arguments) or run(make_problem(*arguments), options, return_stats, check_finite)
     with torch.set_grad_enabled(options.with_gradient):
         end = x.to(rollout.displacement.dtype) + rollout.displacement
     return (end, stats) if return_stats else end
+
+
+@overload
+def mean_velocity_pair(
+    teacher: VelocityField,
+    auxiliary: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: Literal[False] = False,
+    **keywords: "Unpack[PairKeywords]",
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def mean_velocity_pair(
+    teacher: VelocityField,
+    auxiliary: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: Literal[True],
+    **keywords: "Unpack[PairKeywords]",
+) -> tuple[Tensor, Tensor, PairStats]: ...
+
+
+@overload
+def mean_velocity_pair(
+    teacher: VelocityField,
+    auxiliary: VelocityField,
+    x: Tensor,
+    t: float | Tensor,
+    r: float | Tensor,
+    *,
+    return_stats: bool,
+    **keywords: "Unpack[PairKeywords]",
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, PairStats]: ...
 
 
 def mean_velocity_pair(
@@ -188,7 +282,7 @@ def mean_velocity_pair(
     check_finite: bool = True,
     auxiliary_solver: str | None = None,
     auxiliary_step_size: float | None = None,
-) -> Any:
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, PairStats]:
     """The mean velocities of teacher and auxiliary from the same point, the two terms of Mean Flow Distillation.
 
     Arguments and errors are those of `mean_velocity`; both fields get ``condition``, only the teacher is guided. Fields
@@ -223,154 +317,17 @@ def mean_velocity_pair(
         auxiliary_step_size=auxiliary_step_size,
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
-    first = _problem(teacher, x, t, r, options, condition, guidance)
-    second = _problem(auxiliary, x, t, r, other, condition, Guidance(None, 1.0, None, 1))
+    first = make_problem(teacher, x, t, r, options, condition, guidance)
+    second = make_problem(auxiliary, x, t, r, other, condition, Guidance(None, 1.0, None, 1))
     plain = not isinstance(first.field, PartlyGuided)
     both = paired(teacher, auxiliary, guided=first.cost == 2)
     if both is not None and other == options and options.fixed_steps and plain and max_evaluations is None:
-        return _run_as_one_batch(both, first, second, options, return_stats, check_finite)
-    raise_deferred()
-    choices = choose_pair(first, options, second, other)
-    teacher_rollout, teacher_stats = _run(first, options, return_stats, check_finite, choices[0])
-    auxiliary_rollout, auxiliary_stats = _run(second, other, return_stats, check_finite, choices[1])
-    velocities = (teacher_rollout.mean_velocity, auxiliary_rollout.mean_velocity)
-    return (*velocities, PairStats(teacher_stats, auxiliary_stats)) if return_stats else velocities
-
-
-def _problem(
-    field: VelocityField,
-    x: Tensor,
-    t: float | Tensor,
-    r: float | Tensor,
-    options: RolloutOptions,
-    condition: Condition | None,
-    guidance: Guidance,
-) -> Problem:
-    """The checked arguments of one integration."""
-    if not callable(field):
-        raise TypeError(f"field must be callable as field(x, t, **condition), got {type(field).__name__}")
-    checks.check_x(x)
-    times = checks.check_times(t, r, x, field)
-    field_dtype = checks.resolve_field_dtype(field, x, options.field_dtype)
-    rows = checks.check_condition("condition", condition, x)
-    negative = None
-    if guidance.negative_condition is not None:
-        negative = checks.check_condition("negative_condition", guidance.negative_condition, x)
-    state = x.to(checks.state_dtype(x))
-    interval = check_savings(guidance.interval, guidance.every)
-    guided, arguments, cost = guide(field, rows, negative, guidance.scale, state)
-    if interval is not None and cost == 2:
-        guided = PartlyGuided(field, interval, guidance.every, NegativeVelocities(state))
-        arguments = {**arguments, "row": torch.arange(state.shape[0], device=state.device)}
-    return Problem(guided, arguments, state, times, field_dtype, cost)
-
-
-def _run_quickly(
-    field: VelocityField,
-    x: Any,
-    t: Any,
-    r: Any,
-    options: RolloutOptions,
-    condition: Condition | None,
-    guidance: Guidance,
-) -> tuple[Rollout, RolloutStats] | None:
-    """The rollout of the plainest arguments of `_problem` by the fused runner, or None."""
-    if guidance.interval is not None or guidance.every != 1:
-        return None
-    quick = integrate_quickly(field, x, t, r, options, condition, guidance.negative_condition, guidance.scale)
-    if quick is None:
-        return None
-    rollout, cost, reason = quick
-    evaluations = rollout.calls if cost == 1 else rollout.calls * cost
-    return rollout, RolloutStats(evaluations, rollout.steps, rollout.status, "fused", reason, None)
-
-
-def _run(
-    problem: Problem, options: RolloutOptions, return_stats: bool, check_finite: bool, choice: Choice | None = None
-) -> tuple[Rollout, RolloutStats]:
-    """The rollout and its statistics; without ``return_stats`` a row that failed is an error."""
-    raise_deferred()
-    if problem.x.shape[0] == 0:
-        rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
-        choice = Choice(problem, "eager", "the batch is empty")
-        return _finish(Rollout(nothing, nothing, rows, rows, rows), None, choice, rows)
-    if choice is None:
-        problem = _prepared(problem, options)
-        choice = choose_runner(problem, options)
-    rollout = choice.run(choice.problem, options)
-    evaluations = _evaluations(choice.problem, rollout, return_stats)
-    if isinstance(rollout, SuccessfulRollout):
-        return _finish(rollout, None, choice, evaluations)
-    if not check_finite:
-        if not return_stats:
-            _raise_unless_successful(rollout, None)
-        return _finish(rollout, None, choice, evaluations)
-    bad = bad_rows(rollout)
-    if problem.x.is_cuda and not return_stats:  # pragma: no cover (gpu)
-        defer_check(bad)
-        _raise_unless_successful(rollout, None)
-        return _finish(rollout, None, choice, evaluations)
-    first_bad = None
-    if bool(bad.any()):
-        rollout = mark_bad_rows(rollout, bad)
-        row = int(bad.nonzero()[0])
-        first_bad = (row, locate(problem, options, row))
-    if not return_stats:
-        _raise_unless_successful(rollout, first_bad)
-    return _finish(rollout, first_bad, choice, evaluations)
-
-
-def _prepared(problem: Problem, options: RolloutOptions) -> Problem:
-    """The problem with what depends on conditions alone computed; see `mfd_fast.types.PreparesConditions`."""
-    with torch.set_grad_enabled(options.with_gradient):
-        (condition,) = prepared([(problem.field, problem.condition)])
-    return problem._replace(condition=condition)
-
-
-def _raise_unless_successful(rollout: Rollout, first_bad: tuple[int, float] | None) -> None:
-    hint = "pass return_stats=True to get the other rows and a status for each"
-    if first_bad is not None:
-        row, time = first_bad
-        raise FloatingPointError(f"the field returned NaN or infinity in row {row} at time {time:g}; {hint}")
-    failed = (rollout.status != Status.SUCCESS).nonzero().flatten()
-    if failed.numel():
-        row = int(failed[0])
-        raise RuntimeError(f"row {row} did not reach r: {Status(int(rollout.status[row])).message} ({hint})")
-
-
-def _evaluations(problem: Problem, rollout: Rollout, wanted: bool) -> Tensor:
-    """``[B]`` int64 on the CPU: rows that the network computed; counted on the device where that depends on times."""
-    if wanted and isinstance(problem.field, PartlyGuided):
-        return rollout.calls + problem.field.memory.evaluated.cpu()
-    return rollout.calls * problem.cost
-
-
-def _finish(
-    rollout: Rollout, first_bad: tuple[int, float] | None, choice: Choice, evaluations: Tensor
-) -> tuple[Rollout, RolloutStats]:
-    stats = RolloutStats(evaluations, rollout.steps, rollout.status, choice.runner, choice.reason, first_bad)
-    return rollout, stats
-
-
-def _run_as_one_batch(
-    field: PairedField,
-    first: Problem,
-    second: Problem,
-    options: RolloutOptions,
-    return_stats: bool,
-    check_finite: bool,
-) -> Any:
-    """Both fields of a shared backbone in one integration; see `mfd_fast.pairing`."""
-    both = first._replace(
-        field=field,
-        condition={"teacher": first.condition, "auxiliary": second.condition},
-        x=torch.stack([first.x, second.x], 1),
-        cost=first.cost + second.cost,
-    )
-    rollout, stats = _run(both, options, return_stats, check_finite)
-    velocities = rollout.mean_velocity.unbind(1)
-    if not return_stats:
-        return velocities
-    calls = stats.evaluations // both.cost
-    shares = (stats._replace(evaluations=calls * part.cost) for part in (first, second))
-    return (*velocities, PairStats(*shares))
+        u_teacher, u_auxiliary, stats = run_as_one_batch(both, first, second, options, return_stats, check_finite)
+    else:
+        raise_deferred()
+        choices = choose_pair(first, options, second, other)
+        teacher_rollout, teacher_stats = run(first, options, return_stats, check_finite, choices[0])
+        auxiliary_rollout, auxiliary_stats = run(second, other, return_stats, check_finite, choices[1])
+        u_teacher, u_auxiliary = teacher_rollout.mean_velocity, auxiliary_rollout.mean_velocity
+        stats = PairStats(teacher_stats, auxiliary_stats)
+    return (u_teacher, u_auxiliary, stats) if return_stats else (u_teacher, u_auxiliary)
