@@ -122,8 +122,8 @@ def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / MANIFEST} does not list files with their bytes and sha256") from error
     for name in files:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise ValueError(f"{path} lacks {name}: that is no name of a file in it")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}", name):
+            raise ValueError(f"{path} lacks {name[:100]}: that is no name of a file in it")
     if STATE not in files:
         raise ValueError(f"{path / MANIFEST} does not list {STATE}")
     return files
