@@ -18,7 +18,11 @@ EXPERIMENTS: dict[str, str] = {
     "low-pass": "mfd_fast.experiments.low_pass:LOW_PASS",
     "bias-noise": "mfd_fast.experiments.bias_noise:BIAS_NOISE",
     "step-size": "mfd_fast.experiments.step_size:STEP_SIZE",
+    "vector-field": "mfd_fast.experiments.vector_field:VECTOR_FIELD",
+    "auxiliary": "mfd_fast.experiments.auxiliary:AUXILIARY",
     "distance": "mfd_fast.experiments.distance:DISTANCE",
+    "healthy": "mfd_fast.experiments.healthy:HEALTHY",
+    "cost": "mfd_fast.experiments.cost:COST",
     "table": "mfd_fast.experiments.table:TABLE",
 }
 

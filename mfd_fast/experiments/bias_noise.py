@@ -36,12 +36,12 @@ class BiasNoiseSettings:
 
     biases: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)
     noises: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
-    updates: int = 600
+    updates: int = 300
     learning_rate: float = 0.2
-    rows: int = 64
+    rows: int = 32
     students: int = 64
     """That descend beside each other."""
-    step_size: float = 0.02
+    step_size: float = 0.03
 
 
 def expected_shift(cell: str, bias: float) -> float:

@@ -22,7 +22,7 @@ class DistanceSettings:
     """Sizes of the experiment."""
 
     teacher_updates: int = 800
-    student_updates: int = 2000
+    student_updates: int = 600
     step_size: float = 0.05
 
 

@@ -1,10 +1,12 @@
 """Runs an experiment cell by cell into a folder; writes ``result.json``, ``figure.png`` and ``finding.txt`` there."""
 
+import io
 import platform
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +14,12 @@ from mfd_fast.experiments.base import Experiment, Result, Results, Work
 from mfd_fast.report.theme import LIGHT, drawing_style
 from mfd_fast.run_folder import versions
 from mfd_fast.storage import only_writer, read_json, write_file, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = 64
+"""Of a figure's file."""
 
 
 def run_experiment(name: str, experiment: Experiment[Any], folder: Path, *, quick: bool, seeds: int) -> Result:
@@ -61,12 +69,18 @@ def write_results(experiment: Experiment[Any], results: Results, result: Result,
     """The three files of a finished experiment."""
     with drawing_style(LIGHT):
         figure = experiment.figure(results, LIGHT)
-        write_file(
-            folder / "figure.png",
-            lambda path: figure.savefig(path, format="png", dpi=130, facecolor="white", metadata={"Software": None}),
-        )
+        write_file(folder / "figure.png", partial(_write_png, figure))
     write_text(folder / "finding.txt", result["finding"] + "\n")
     write_json(folder / "result.json", result)
+
+
+def _write_png(figure: "Figure", path: Path) -> None:
+    """A PNG of few colours, so that results can be kept under version control."""
+    from PIL import Image
+
+    full = io.BytesIO()
+    figure.savefig(full, format="png", dpi=110, facecolor="white")
+    Image.open(full).convert("RGB").quantize(COLOURS).save(path, format="PNG", optimize=True)
 
 
 def _cell(experiment: Experiment[Any], settings: Any, cell: str, work: Work, identity: Result) -> Result:

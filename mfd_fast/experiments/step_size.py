@@ -41,9 +41,9 @@ class StepSizeSettings:
     """Sizes of the experiment."""
 
     step_sizes: tuple[float, ...] = (0.001, 0.005, 0.02, 0.03, 0.1, 0.5)
-    rows: int = 8192
+    rows: int = 2048
     teacher_updates: int = 800
-    student_updates: int = 400
+    student_updates: int = 300
     """Of each student; 0 leaves the quality out."""
 
 
