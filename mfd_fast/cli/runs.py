@@ -49,6 +49,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--zero", metavar="STAGE", type=int, choices=(1, 2, 3), help="share out states, gradients, weights (DeepSpeed)"
     )
     distill.add_argument("--zero-offload", action="store_true", help="with --zero: states in the host's memory")
+    distill.add_argument(
+        "--dry-run", action="store_true", help="rehearse on a tiny stand-in without data; print plan and estimates"
+    )
     distill.set_defaults(run_command=run_distill)
 
     sample = commands.add_parser("sample", help="generate with a finished student")
@@ -133,6 +136,8 @@ def run_distill(options: argparse.Namespace) -> int:
         options.set.append(f"distill.zero_stage={options.zero}")
     if options.zero_offload:
         options.set.append("distill.zero_offload=true")
+    if options.dry_run:
+        return dry_run(options)
     settings = with_pipeline(read_settings(options), options.pipeline)
     if settings.model.pipeline is not None and (options.teacher or options.teacher_run):
         raise ValueError("--pipeline is the teacher: leave --teacher and --teacher-run out")
@@ -155,6 +160,15 @@ def run_distill(options: argparse.Namespace) -> int:
     if context.world.is_main:
         print(f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png")
     return 0
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    """``distill --dry-run``: nothing of the run folder is read or written."""
+    from mfd_fast.cli.dry_run import run_dry
+
+    if options.teacher is not None:
+        raise ValueError("--dry-run rehearses with a stand-in of model.name: leave --teacher out")
+    return run_dry(read_settings(options))
 
 
 def run_sample(options: argparse.Namespace) -> int:

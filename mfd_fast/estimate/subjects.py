@@ -49,11 +49,14 @@ def describe_network(settings: Settings, *, lora: bool, precision: str) -> Netwo
 
 def _shape(settings: Settings) -> tuple[tuple[int, ...], int | None, str]:
     data = settings.data
+    known = KNOWN_SHAPES.get(data.name)
     try:
-        dataset = load_dataset(data.name, data.root, **data.options)
+        if known is None or data.root is not None:
+            dataset = load_dataset(data.name, data.root, **data.options)
+            return dataset.sample_shape, dataset.num_classes, ""
     except (FileNotFoundError, NotADirectoryError):
-        if data.name not in KNOWN_SHAPES:
+        if known is None:
             raise
-        shape, classes = KNOWN_SHAPES[data.name]
-        return shape, classes, f"; the data are not there, samples of {list(shape)} were taken"
-    return dataset.sample_shape, dataset.num_classes, ""
+    shape, classes = known
+    classes = classes if data.options.get("conditional", True) else None
+    return shape, classes, f"; the data are not there, samples of {list(shape)} were taken"
