@@ -26,7 +26,7 @@ from mfd_fast.training.teacher import train_teacher
 
 UPDATES = 2
 """Of the student, and at most so many of the auxiliary before each."""
-LARGE_STEP = 0.25
+LARGE_STEP = 0.5
 """At least so long are the steps of a rehearsal's rollouts."""
 ROWS = 8
 """Samples and conditions of a stand-in's data."""
@@ -48,7 +48,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int | None]] = {
     "grid-2d": ((2,), None),
 }
 """By dataset the shape of a stand-in's samples, and the classes."""
-LATENT = (4, 12, 12)
+LATENT = (4, 8, 8)
 """Of a frame of a stand-in for occupancy."""
 
 

@@ -31,7 +31,9 @@ RULES = {
         "mfd_fast.solvers*", ("mfd_fast.rollout", "mfd_fast.mean_velocity", "mfd_fast.training")
     ),
     "estimates-stand-above-training": Rule(
-        "*", ("mfd_fast.estimate",), ("mfd_fast.estimate*", "mfd_fast.cli*", "mfd_fast.distillation")
+        "*",
+        ("mfd_fast.estimate",),
+        ("mfd_fast.estimate*", "mfd_fast.cli*", "mfd_fast.distillation", "mfd_fast.experiments.cost"),
     ),
     "triton": Rule("*", ("triton",), ("mfd_fast.kernels*",)),
     "deepspeed": Rule("*", ("deepspeed",), ("mfd_fast.training.zero",)),
@@ -50,6 +52,7 @@ RULES = {
         ("mfd_fast.rollout*", "mfd_fast.training.step"),
     ),
     "kernels-of-hugging-face": Rule("*", ("kernels",)),
+    "only-commands-rehearse": Rule("*", ("mfd_fast.dry_run",), ("mfd_fast.dry_run", "mfd_fast.cli*")),
     "only-commands-run-experiments": Rule(
         "*", ("mfd_fast.experiments",), ("mfd_fast.experiments*", "mfd_fast.cli.reproduce")
     ),
@@ -145,6 +148,7 @@ BAD = {
     "diffusers": ("mfd_fast.models.bad", "def f():\n    import peft"),
     "compilation": ("mfd_fast.mean_velocity", "import torch as th\nfast = th.compile(print)"),
     "kernels-of-hugging-face": ("mfd_fast.ops.bad", "import kernels"),
+    "only-commands-rehearse": ("mfd_fast.distillation", "from mfd_fast import dry_run"),
     "only-commands-run-experiments": ("mfd_fast.report.bad", "from mfd_fast.experiments import EXPERIMENTS"),
 }
 

@@ -50,9 +50,9 @@ class AuxiliarySettings:
     """Sizes of the experiment."""
 
     ratios: tuple[int, ...] = (1, 2, 5, 10, 20)
-    ranks: tuple[int, ...] = (2, 8, 32)
+    ranks: tuple[int, ...] = (4, 32)
     teacher_updates: int = 800
-    student_updates: int = 320
+    student_updates: int = 200
     """A multiple of `MOMENTS`."""
     references: int = 16384
     """N."""
@@ -129,6 +129,7 @@ def velocity_of_points(x: Tensor, time: float, points: Tensor) -> Tensor:
 def figure(results: Results, theme: Theme) -> "Figure":
     """Lag and distance over the ratio and over the rank."""
     drawing, axes = new_figure(9.0, 3.2, 2)
+    every = [value for runs in results.values() for key in ("lag", "distance") for value in _values(runs, key)]
     for axis, prefix, words in zip(axes, (RATIO, RANK), ("auxiliary updates for one", "rank"), strict=True):
         names = [name for name in results if name.startswith(prefix)]
         numbers = [int(name.removeprefix(prefix)) for name in names]
@@ -141,7 +142,7 @@ def figure(results: Results, theme: Theme) -> "Figure":
             for name, number in zip(names, numbers, strict=True):
                 values = _values(results[name], key)
                 axis.plot([number] * len(values), values, "o", color=colour, markersize=4)
-        axis.set_xlabel(words)
+        axis.set(xlabel=words, ylim=(0.8 * max(1e-3, min(every)), 1.25 * max(every)))
         logarithmic(axis, "xy")
     axes[0].legend()
     return drawing

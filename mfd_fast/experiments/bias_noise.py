@@ -34,8 +34,8 @@ CELLS = ("mfd", "vsd")
 class BiasNoiseSettings:
     """Sizes of the experiment."""
 
-    biases: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)
-    noises: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    biases: tuple[float, ...] = (0.0, 0.2, 0.4)
+    noises: tuple[float, ...] = (0.0, 2.0, 4.0)
     updates: int = 300
     learning_rate: float = 0.2
     rows: int = 32

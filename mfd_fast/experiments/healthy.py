@@ -67,8 +67,8 @@ class HealthySettings:
     """Sizes of the experiment."""
 
     teacher_updates: int = 800
-    student_updates: int = 400
-    plain_rate: float = 5e-5
+    student_updates: int = 240
+    plain_rate: float = 2e-5
     """Learning rate of the student of `plain_training`."""
     step_size: float = 0.1
     """Of `plain_training`."""

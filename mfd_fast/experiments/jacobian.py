@@ -176,10 +176,11 @@ def finding(results: Results) -> str:
     for name, start in STARTS.items():
         runs = results[name]
         exact = runs[0]["exact"]
-        ends = [spread_words([run["sampled"][key][-1] for run in runs]) for key in "ab"]
+        ends = [spread_words([run["sampled"]["a"][-1] for run in runs])]
+        ends.append(spread_words([abs(run["sampled"]["b"][-1]) for run in runs]))
         text += (
             f" Full gradient from {start}: ends at ({exact['a'][-1]:.3g}, {exact['b'][-1]:.3g}) by its expectation and "
-            f"at ({ends[0]}, {ends[1]}) by batches; the data are ({MEAN}, {STD})."
+            f"at ({ends[0]}, {ends[1]}) by batches (width without its sign); the data are ({MEAN}, {STD})."
         )
     for stage in STAGES:
         found = [run[stage] for run in results["network"]]

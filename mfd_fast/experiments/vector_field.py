@@ -56,7 +56,7 @@ class VectorFieldSettings:
     """K."""
     noise: float = 2.0
     """s: of the order of the field itself."""
-    draws: int = 100
+    draws: int = 50
 
 
 def ring(count: int, radius: float, std: float, turn: float = 0.0) -> GaussianMixture:
