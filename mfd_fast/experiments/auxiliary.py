@@ -12,6 +12,7 @@ which becomes that of the student's law as N grows. Points x_t are made of sampl
 lag is taken against two references of N samples each, ``E <v_A - v_1, v_A - v_2>``, so that their noise drops out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ def lag(field: VelocityField, data: Tensor, references: tuple[Tensor, Tensor], g
         x_t = interpolate(data, standard_normal(tuple(data.shape), generator), t)
         first, second = (field(x_t, t) - velocity_of_points(x_t, time, points) for points in references)
         power += (first * second).mean().item() / len(TIMES)
-    return max(0.0, power) ** 0.5
+    return math.sqrt(max(0.0, power))
 
 
 def velocity_of_points(x: Tensor, time: float, points: Tensor) -> Tensor:

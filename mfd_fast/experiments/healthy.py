@@ -143,7 +143,7 @@ def plain_training(
 def _update(optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -> Tensor:
     """One update; the norm of the gradient."""
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
     return norm

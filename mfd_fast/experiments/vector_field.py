@@ -99,13 +99,13 @@ def roughness(field: Tensor) -> float:
     side = math.isqrt(len(field))
     square = field.view(side, side, -1)
     steps = [part.square().sum(-1).mean() for part in (square[1:] - square[:-1], square[:, 1:] - square[:, :-1])]
-    return (torch.stack(steps).mean() / square.square().sum(-1).mean()).sqrt().item()
+    return float((torch.stack(steps).mean() / square.square().sum(-1).mean()).sqrt())
 
 
 def expected_cosine(exact: Tensor, std: float) -> float:
     """The mean over the points of the expected cosine of ``exact`` ``[n, 2]`` and itself with noise added."""
     q = exact.square().sum(1) / (4 * std**2)
-    return ((math.pi * q / 2).sqrt() * (torch.special.i0e(q) + torch.special.i1e(q))).mean().item()
+    return float(((math.pi * q / 2).sqrt() * (torch.special.i0e(q) + torch.special.i1e(q))).mean())
 
 
 def measure(exact: Tensor, draw: Callable[[], Tensor], draws: int) -> Result:
