@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 SMALL = (
     *("model.options.width=16", "model.options.blocks_per_level=1", "teacher.updates=2", "teacher.batch_size=4"),
@@ -26,6 +27,7 @@ def write_pictures(folder: Path) -> None:
         rows.tofile(folder / f"{name}.bin")
 
 
+@pytest.mark.slow
 def test_the_documented_chain(cli: Any) -> None:
     write_pictures(Path("data/cifar-10-batches-bin"))
     commands = re.findall(
