@@ -20,7 +20,7 @@ Logged are the numbers that ``log.jsonl`` has. The distance of the finished stud
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset, all_rows
 from mfd_fast.distillation import load_student
+from mfd_fast.experiments.affine import thinned
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.experiments.distance import smoothed
 from mfd_fast.experiments.drawing import logarithmic
@@ -90,8 +91,13 @@ def run(settings: HealthySettings, cell: str, work: Work) -> Result:
     else:
         logs, student = plain_training(settings, cell, teacher, work.seed)
         samples = one_step(student, standard_normal((len(dataset.x), 2), make_generator(work.seed, "healthy/samples")))
-    rounded = {name: [round(value, 5) for value in values] for name, values in logs.items()}
-    return {"logs": rounded, "distance": _distance(dataset, samples), "spread": samples.std().item()}
+    kept = {name: summary(values) for name, values in logs.items() if values}
+    return {
+        "logs": kept,
+        "updates": settings.student_updates,
+        "distance": _distance(dataset, samples),
+        "spread": samples.std().item(),
+    }
 
 
 @torch.no_grad()
@@ -140,6 +146,13 @@ def plain_training(
     return logs, student
 
 
+def summary(values: list[float]) -> Result:
+    """Medians of the first and of the last tenth of a log, and a curve of rolling medians for the figure."""
+    tenth = max(1, len(values) // 10)
+    first, last = (sorted(part)[len(part) // 2] for part in (values[:tenth], values[-tenth:]))
+    return {"first": first, "last": last, "curve": thinned(smoothed(values, max(3, len(values) // 20)))}
+
+
 def _update(optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -> Tensor:
     """One update; the norm of the gradient."""
     optimizer.zero_grad()
@@ -155,23 +168,17 @@ def figure(results: Results, theme: Theme) -> "Figure":
     drawing, axes = new_figure(13.0, 3.6, 3)
     for axis, (name, words) in zip(axes, panels.items(), strict=True):
         for number, (cell, runs) in enumerate(results.items()):
-            values: list[float] = runs[0]["logs"][name]
-            if not values:
+            if name not in runs[0]["logs"]:
                 continue
-            curve = smoothed(values, max(3, len(values) // 20))
+            curve = runs[0]["logs"][name]["curve"]
+            updates = [index * runs[0]["updates"] / (len(curve) - 1 or 1) for index in range(len(curve))]
             style = "--" if cell in PLAIN else "-"
-            axis.plot(curve, style, color=theme.phases[number], label=TITLES[cell], linewidth=1.6)
+            axis.plot(updates, curve, style, color=theme.phases[number], label=TITLES[cell], linewidth=1.6)
         axis.set(xlabel="student updates", ylabel=words)
         logarithmic(axis, "y")
-    axes[0].legend(fontsize=8)
+    axes[0].set_ylim(top=20)
+    axes[0].legend(fontsize=8, loc="upper right", ncols=2)
     return drawing
-
-
-def ends(values: list[float]) -> tuple[float, float]:
-    """Medians of the first and of the last tenth."""
-    tenth = max(1, len(values) // 10)
-    first, last = (sorted(part)[len(part) // 2] for part in (values[:tenth], values[-tenth:]))
-    return first, last
 
 
 def finding(results: Results) -> str:
@@ -180,12 +187,12 @@ def finding(results: Results) -> str:
     for cell, runs in results.items():
         parts = []
         for name in (*LOGGED, "auxiliary_loss"):
-            pairs = [ends(run["logs"][name]) for run in runs if run["logs"][name]]
-            if pairs:
-                first, last = (spread_words([pair[side] for pair in pairs]) for side in (0, 1))
+            found = [run["logs"][name] for run in runs if name in run["logs"]]
+            if found:
+                first, last = (spread_words([of[side] for of in found]) for side in ("first", "last"))
                 parts.append(f"{name} {first} to {last}")
-        of: Any = {key: spread_words([run[key] for run in runs]) for key in ("spread", "distance")}
-        lines.append(f"{TITLES[cell]}: {', '.join(parts)}; spread {of['spread']}, distance {of['distance']}")
+        spread, distance = (spread_words([run[key] for run in runs]) for key in ("spread", "distance"))
+        lines.append(f"{TITLES[cell]}: {', '.join(parts)}; spread {spread}, distance {distance}")
     return "\n".join(lines)
 
 

@@ -38,7 +38,7 @@ SIZE = 1e-3
 class LowPassSettings:
     """Sizes of the experiment."""
 
-    frequencies: int = 96
+    frequencies: int = 120
     highest: float = 120.0
     """Of w, in radians for a unit of time."""
     steps: int = 2000

@@ -14,7 +14,7 @@ from mfd_fast.closed_forms import Gaussian
 from mfd_fast.experiments.auxiliary import AUXILIARY, MOMENTS, lag, velocity_of_points
 from mfd_fast.experiments.base import Result, Work
 from mfd_fast.experiments.cost import COST, peak_memory
-from mfd_fast.experiments.healthy import HEALTHY, PLAIN, TRAINED, ends, plain_training
+from mfd_fast.experiments.healthy import HEALTHY, PLAIN, TRAINED, plain_training, summary
 from mfd_fast.experiments.vector_field import (
     STUDENT,
     TEACHER,
@@ -148,8 +148,8 @@ def test_logs_of_all_runs(work: Work) -> None:
     results = {cell: [HEALTHY.run(settings, cell, work)] for cell in HEALTHY.cells(settings)}
     assert list(results) == [*TRAINED, *PLAIN]
     for (found,) in results.values():
-        assert all(len(found["logs"][name]) == 3 for name in ("velocity_gap", "sample_std", "grad_norm"))
-    assert results["no-auxiliary"][0]["logs"]["auxiliary_loss"] == []
+        assert all(len(found["logs"][name]["curve"]) == 3 for name in ("velocity_gap", "sample_std", "grad_norm"))
+    assert "auxiliary_loss" not in results["no-auxiliary"][0]["logs"]
     assert "student too fast" in drawn(HEALTHY, results)
 
 
@@ -173,6 +173,8 @@ def test_small_updates_of_bfloat16_weights_are_lost() -> None:
     )
 
 
-def test_ends_are_medians_of_tenths() -> None:
-    assert ends([float(value) for value in range(100)]) == (5.0, 95.0)
-    assert ends([3.0]) == (3.0, 3.0)
+def test_summary_has_the_medians_of_tenths() -> None:
+    found = summary([float(value) for value in range(100)])
+    assert (found["first"], found["last"]) == (5.0, 95.0)
+    assert found["curve"][-1] == pytest.approx(98, abs=1)
+    assert summary([3.0]) == {"first": 3.0, "last": 3.0, "curve": [3.0]}
