@@ -165,10 +165,14 @@ def run_distill(options: argparse.Namespace) -> int:
 def dry_run(options: argparse.Namespace) -> int:
     """``distill --dry-run``: nothing of the run folder is read or written."""
     from mfd_fast.cli.dry_run import run_dry
+    from mfd_fast.training.interrupts import Interrupted
 
     if options.teacher is not None:
         raise ValueError("--dry-run rehearses with a stand-in of model.name: leave --teacher out")
-    return run_dry(read_settings(options))
+    try:
+        return run_dry(read_settings(options))
+    except Interrupted as stop:  # there is nothing to go on from
+        raise KeyboardInterrupt from stop
 
 
 def run_sample(options: argparse.Namespace) -> int:

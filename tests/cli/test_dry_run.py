@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from mfd_fast.training.interrupts import Interrupted
+
 
 def test_the_plan_of_cifar10(cli: Any) -> None:
     result = cli(
@@ -17,8 +21,17 @@ def test_the_plan_of_cifar10(cli: Any) -> None:
     assert lines["distill.student_optimizer.learning_rate"].endswith("chosen here")
     assert "samples are finite" in lines["rehearsed"]
     assert "the data are not there, samples of [3, 32, 32] were taken" in result.out
-    assert "all 10,000 student updates" in lines["all"] or "student updates:" in result.out
+    assert "all 10,000 student updates: " in result.out
     assert list(Path().iterdir()) == []
+
+
+def test_ctrl_c_promises_no_resume(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(settings: Any) -> Any:
+        raise Interrupted(2, "distillation stopped; it is saved somewhere")
+
+    monkeypatch.setattr("mfd_fast.cli.dry_run.rehearse", stopped)
+    result = cli("distill", "--preset", "mixture-2d", "--dry-run")
+    assert (result.code, result.err) == (130, "\nmfd-fast: stopped\n")
 
 
 def test_wrong_settings_are_a_line(cli: Any) -> None:
