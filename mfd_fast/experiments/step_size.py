@@ -130,7 +130,7 @@ def figure(results: Results, theme: Theme) -> "Figure":
     if qualities:
         means = [sum(run["distance"] for run in found) / len(found) for found in qualities.values()]
         axes[2].plot(list(qualities), means, "o-", color=theme.student)
-        axes[2].set(xlabel="step size", ylabel="sliced Wasserstein", title="student")
+        axes[2].set(xlabel="step size", ylabel="sliced Wasserstein", title="student", ylim=(0, 1.3 * max(means)))
         logarithmic(axes[2], "x")
     return drawing
 
