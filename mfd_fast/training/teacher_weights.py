@@ -1,0 +1,192 @@
+"""A teacher with 8 bits in the rollouts of student updates, behind a gate that measures what that does to the gradient.
+
+The gradient of Mean Flow Distillation is u_teacher - u_auxiliary. An error of the teacher alone goes into it whole, and
+counts for more the closer the auxiliary comes to the teacher. The error of the solver goes into it anyhow. So the gate
+asks that 8 bits change the gradient no more than the solver does, in two respects: row by row, and in the mean over the
+batch, which no learning rate averages out.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mfd_fast.config import DistillSettings
+from mfd_fast.fields import autocast
+from mfd_fast.mean_velocity import mean_velocity_pair
+from mfd_fast.methods.base import MethodOptions
+from mfd_fast.models.low_precision import low_precision_copy
+from mfd_fast.path import interpolate
+from mfd_fast.solvers import get_solver
+from mfd_fast.step_control import DEFAULT_STEP_SIZE, AdaptiveSteps
+from mfd_fast.storage import read_json, write_json
+from mfd_fast.streams import RowDraws, Share, make_generator
+from mfd_fast.student import Student
+from mfd_fast.training.conditions import ConditionTable
+from mfd_fast.training.context import Context
+from mfd_fast.training.optimizing import PRECISIONS
+from mfd_fast.types import VelocityField
+
+ROWS = 16
+"""Samples that the gate looks at, in parts of a backward pass."""
+FILE_NAME = "teacher_weights.json"
+"""In a run's folder: what was measured, in the order of the updates."""
+
+
+class Measured(NamedTuple):
+    """Relative errors of the gradient u_teacher - u_auxiliary over some rows."""
+
+    error: float
+    """Of 8 bits: norm of the change over the norm of the gradient."""
+    bias: float
+    """Norm of the mean change over the root mean square norm of a row's gradient."""
+    solver_error: float
+    """The same of the solver and its step size, by Richardson's extrapolation."""
+    solver_bias: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether both errors are at most the solver's; never where something is not finite."""
+        return self.error <= self.solver_error and self.bias <= self.solver_bias and math.isfinite(self.solver_error)
+
+    @property
+    def words(self) -> str:
+        """All four numbers."""
+        return (
+            f"it changes the gradient by {self.error:.2g} of itself, {self.bias:.2g} in the mean over the batch; "
+            f"the error of the solver is {self.solver_error:.2g}, {self.solver_bias:.2g} in the mean"
+        )
+
+
+class GateInputs(NamedTuple):
+    """What student updates compute with."""
+
+    student: Student
+    conditions: ConditionTable
+    options: MethodOptions
+    rows: int
+    """Samples of a backward pass."""
+    seed: int
+
+
+class LowPrecisionTeacher:
+    """The teacher in 8 bits and the gate before it.
+
+    Args:
+        teacher: the frozen network, which stays: the other roles may share it, and the gate compares with it.
+        settings: ``teacher_weights`` is "int8" or "fp8".
+        folder: of the run; gets a list of what was measured.
+    """
+
+    def __init__(self, teacher: nn.Module, settings: DistillSettings, folder: Path) -> None:
+        self.kind = settings.teacher_weights
+        self.field = autocast(low_precision_copy(teacher, self.kind), PRECISIONS[settings.precision])
+        self._file, self._every = folder / FILE_NAME, settings.checkpoint_every
+        self._measured_at: int | None = None
+
+    def due(self, student_updates: int) -> bool:
+        """Whether to measure after so many student updates: first of all, and wherever a checkpoint was due."""
+        if self._measured_at is None:
+            return True
+        return self._every > 0 and student_updates % self._every == 0 and student_updates != self._measured_at
+
+    def check(
+        self,
+        student_updates: int,
+        teacher: VelocityField,
+        auxiliary: VelocityField,
+        inputs: GateInputs,
+        context: Context,
+    ) -> None:
+        """Measure, note and say it; ValueError in all processes if it does not pass in one of them."""
+        self._measured_at = student_updates
+        setting, main = f"distill.teacher_weights {self.kind!r}", context.world.is_main
+        if main:
+            print(f"distillation: measuring {setting}", flush=True)
+        measured = measure(teacher, self.field, auxiliary, inputs, context)
+        refused = context.world.any(not measured.passes)
+        if main:
+            entry = {"student_updates": student_updates, "kind": self.kind} | measured._asdict()
+            write_json(self._file, [*(read_json(self._file) if self._file.is_file() else []), entry])
+        if refused:
+            then = "start" if student_updates == 0 else "go on from the last checkpoint"
+            raise ValueError(
+                f"{setting} is refused after {student_updates} student updates: {measured.words}; {then} with --set "
+                f"distill.teacher_weights=float"
+            )
+        if main:
+            print(f"distillation: {measured.words}", flush=True)
+
+
+def low_precision_teacher(teacher: nn.Module, settings: DistillSettings, folder: Path) -> LowPrecisionTeacher | None:
+    """The teacher that the settings want in rollouts; None for the teacher as it is."""
+    return None if settings.teacher_weights == "float" else LowPrecisionTeacher(teacher, settings, folder)
+
+
+@torch.no_grad()
+def measure(
+    teacher: VelocityField, low: VelocityField, auxiliary: VelocityField, inputs: GateInputs, context: Context
+) -> Measured:
+    """Compare gradients with ``low`` in place of ``teacher``, on the same rows whenever it is called."""
+    options = inputs.options
+    finer, factor = finer_rollout(options.rollout)
+    parts = []
+    for x_t, t, r, condition in _points(inputs, context):
+        shared: dict[str, Any] = {
+            "condition": condition,
+            "negative_condition": inputs.conditions.negative(context.device),
+            "guidance_scale": options.guidance_scale,
+            "check_finite": False,
+        }
+        gaps = []
+        for field, rollout in ((teacher, options.rollout), (low, options.rollout), (teacher, finer)):
+            u_teacher, u_auxiliary = mean_velocity_pair(field, auxiliary, x_t, t, r, **shared, **rollout)
+            gaps.append((u_teacher - u_auxiliary).flatten(1).double())
+        parts.append(gaps)
+    plain, coarse, fine = (torch.cat(gaps) for gaps in zip(*parts, strict=True))
+    error, bias = relative_errors(coarse - plain, plain)
+    solver_error, solver_bias = relative_errors(factor * (plain - fine), plain)
+    return Measured(error, bias, solver_error, solver_bias)
+
+
+def _points(inputs: GateInputs, context: Context) -> Iterator[tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]]:
+    """``x_t, t, r, condition`` of points as student updates draw them, in parts."""
+    share, device, shape = Share(inputs.rows, 0, inputs.rows), context.device, inputs.student.sample_shape
+    for part in range(math.ceil(ROWS / inputs.rows)):
+        draws = RowDraws(make_generator(inputs.seed, "teacher-weights", part), share, device)
+        condition = inputs.conditions.draw(part, share, device)
+        data = inputs.student.generate(draws.normal(shape), condition, fresh=lambda draws=draws: draws.normal(shape))
+        t, r = draws.pairs(inputs.options.pair_law, inputs.options.equal_share)
+        yield interpolate(data, draws.normal(shape), t.to(device)), t, r, condition
+
+
+def relative_errors(change: Tensor, gradient: Tensor) -> tuple[float, float]:
+    """The norm of ``change`` ``[N, D]`` over that of ``gradient``, and of its mean over the mean square row of it."""
+    size = gradient.norm()
+    return float(change.norm() / size), float(change.mean(0).norm() / (size / math.sqrt(len(gradient))))
+
+
+def finer_rollout(rollout: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """Options with half the steps or a tenth of the tolerances, and what makes the difference the error.
+
+    At order p half a step leaves 2^-p of the error, so the difference is 1 - 2^-p of it. Where the order is not known
+    the difference itself is taken: that is less, and the gate stricter.
+    """
+    solvers = [get_solver(name) for name in (rollout["solver"], rollout["auxiliary_solver"]) if name is not None]
+    adaptive = rollout["steps"] is None and any(solver.error_order is not None for solver in solvers)
+    finer = dict(rollout)
+    if rollout["steps"] is not None:
+        finer["steps"] = 2 * rollout["steps"]
+    elif not adaptive:
+        finer["step_size"] = (rollout["step_size"] or DEFAULT_STEP_SIZE) / 2
+    if rollout["auxiliary_step_size"] is not None:
+        finer["auxiliary_step_size"] = rollout["auxiliary_step_size"] / 2
+    if adaptive:
+        usual = asdict(AdaptiveSteps())
+        finer |= {name: (rollout[name] or usual[name]) / 10 for name in ("rtol", "atol")}
+    orders = [getattr(solver, "order", None) for solver in solvers]
+    return finer, 1.0 if adaptive or None in orders else 1 / (1 - 0.5 ** min(orders))
