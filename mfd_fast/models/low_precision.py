@@ -19,6 +19,7 @@ class QuantizedLinear(nn.Module):
 
     values: Tensor
     scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: str) -> None:
         super().__init__()

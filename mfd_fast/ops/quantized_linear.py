@@ -80,13 +80,15 @@ def has_product(kind: str, x: Tensor, weight: Tensor) -> bool:
 
 def int8_product(rows: Tensor, weight: Tensor) -> Tensor:
     """``rows weight^T`` of int8, summed in int32, as float32."""
-    return torch._int_mm(rows, weight.t()).float()
+    product: Tensor = torch._int_mm(rows, weight.t())
+    return product.float()
 
 
 def fp8_product(rows: Tensor, weight: Tensor) -> Tensor:
     """``rows weight^T`` of e4m3, summed in float32."""
     one = torch.ones((), device=rows.device)
-    return torch._scaled_mm(rows, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+    product: Tensor = torch._scaled_mm(rows, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+    return product
 
 
 PRODUCTS = {"int8": int8_product, "fp8": fp8_product}
@@ -99,4 +101,4 @@ def _finished(product: Tensor, row_scale: Tensor, scale: Tensor, bias: Tensor | 
         y = y + bias.float()
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return y.to(dtype).unflatten(0, x.shape[:-1])
+    return y.to(dtype).view(*x.shape[:-1], -1)

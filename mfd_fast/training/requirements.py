@@ -41,8 +41,8 @@ def check_settings(needs: Needs, settings: DistillSettings, processes: int = 1) 
         )
     if settings.teacher_weights != "float" and settings.method != "mfd":
         raise ValueError(
-            f"distill.teacher_weights {settings.teacher_weights!r} is for distill.method 'mfd', whose mean velocities it "
-            f"is measured by: set it to float, got method {settings.method!r}"
+            f"distill.teacher_weights {settings.teacher_weights!r} is for distill.method 'mfd', by whose mean "
+            f"velocities it is measured: set it to float, got method {settings.method!r}"
         )
     if settings.zero_stage:
         check_sharding(needs, settings)
