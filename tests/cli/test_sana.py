@@ -15,6 +15,7 @@ from PIL import Image
 from mfd_fast import load_student
 from mfd_fast.cli import main
 from mfd_fast.data.prompt_store import PromptStore
+from mfd_fast.ops import quantized_linear
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.distill import DistillTraining
@@ -122,6 +123,29 @@ def test_a_resume_is_exact(cli: Any, sana: Sana, finished_sana: Path, monkeypatc
     begun = RunFolder(run).distill_checkpoints()
     assert len(list(begun.iterdir())) == 2
     assert any(float(value.abs().max()) > 0 for name, value in whole["auxiliary"].items() if name.endswith("lora_B"))
+
+
+def test_a_teacher_of_8_bits_is_measured_again_on_resume(
+    cli: Any, refused: Callable[..., str], sana: Sana, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, low = Path("run"), "distill.teacher_weights=int8"
+    with monkeypatch.context() as patch:
+        stop_in_update(patch, 5)
+        stopped = cli(*sana.distill(run, low))
+    assert stopped.code == 75
+    assert "distillation: 8 bits change the gradient by 0.0" in stopped.out
+    with monkeypatch.context() as patch:
+        patch.setitem(quantized_linear.FORMATS, "int8", quantized_linear.Format(torch.int8, 1.0))
+        words = refused(*sana.distill(run, low), "--resume")
+    assert "'int8' is refused after 1 student updates" in words
+    assert "go on from the last checkpoint with --set distill.teacher_weights=float" in words
+    resumed = cli(*sana.distill(run, "distill.teacher_weights=float"), "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "no longer bit for bit as without a stop: teacher_weights was int8, is None" in resumed.out
+    noted = json.loads((run / "teacher_weights.json").read_text())
+    assert [entry["student_updates"] for entry in noted] == [0, 1, 1]
+    assert [entry["error"] < entry["solver_error"] for entry in noted] == [True, True, False]
+    assert "is for distill.method 'mfd'" in refused(*sana.distill(Path("vsd"), low, "distill.method=vsd"))
 
 
 def checkpoint_of_the_script(pipeline: Path, folder: Path, rank: int = 4) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mfd_fast import mean_velocity
+from mfd_fast.estimate.network import SANA_LOW_BYTES
 from mfd_fast.models import build_model
 from mfd_fast.models.low_precision import QuantizedLinear, low_precision_bytes, low_precision_copy, products_of
 from mfd_fast.models.sana import SanaNetwork
@@ -63,6 +64,15 @@ def test_what_is_counted(make_sana: Callable[..., Any]) -> None:
     parts = quantized(low_precision_copy(network, "fp8")).values()
     sizes = sum(part.values.nbytes + part.scale.nbytes for part in parts)
     assert low_precision_bytes(products_of(network)) == sizes
+
+
+def test_most_weights_of_the_real_sana() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        network = SanaNetwork(diffusers.SanaTransformer2DModel())
+    assert low_precision_bytes(products_of(network)) == SANA_LOW_BYTES
+    weights = sum(part.weight.numel() for part in products_of(network))
+    assert 0.96 < weights / sum(value.numel() for value in network.parameters()) < 0.98
 
 
 def test_text_of_a_rollout(make_sana: Callable[..., Any], sana_batch: Any) -> None:
