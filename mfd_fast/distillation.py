@@ -131,7 +131,8 @@ def distill(
         check_derivative(student, conditions, exact=settings.distill.precision == "float32")
     hook = grid_hook(folder, task, seed) if context.world.is_main and settings.distill.sample_every else None
     low = low_precision_teacher(frozen, settings.distill, folder.path)
-    training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook, low)
+    with named_knobs(settings.distill, context.world.size):  # compiling is the first forward and backward pass
+        training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook, low)
     if context.world.is_main:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_settings(settings)

@@ -3,7 +3,7 @@
 The gradient of Mean Flow Distillation is u_teacher - u_auxiliary. An error of the teacher alone goes into it whole, and
 counts for more the closer the auxiliary comes to the teacher. The error of the solver goes into it anyhow. So the gate
 asks that 8 bits change the gradient no more than the solver does, in two respects: row by row, and in the mean over the
-batch, which no learning rate averages out.
+batch, which no learning rate averages out. Without guidance the gradient of new roles is zero, and nothing passes.
 """
 
 import math
@@ -111,7 +111,8 @@ class LowPrecisionTeacher:
         measured = measure(teacher, self.field, auxiliary, inputs, context)
         refused = context.world.any(not measured.passes)
         if main:
-            entry = {"student_updates": student_updates, "kind": self.kind} | measured._asdict()
+            numbers = {name: value if math.isfinite(value) else None for name, value in measured._asdict().items()}
+            entry = {"student_updates": student_updates, "kind": self.kind} | numbers
             write_json(self._file, [*(read_json(self._file) if self._file.is_file() else []), entry])
         if refused:
             then = "start" if student_updates == 0 else "go on from the last checkpoint"

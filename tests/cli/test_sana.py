@@ -307,6 +307,23 @@ def without_vae(sana: Sana) -> Sana:
     return changed
 
 
+@pytest.mark.parametrize("where", ["__init__", "run_update"])
+def test_without_memory_a_run_says_what_to_change(
+    cli: Any, sana: Sana, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """In an update, and in the passes that compile it."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 24 GiB.")
+
+    monkeypatch.setattr(DistillTraining, where, full)
+    result = cli(*sana.distill(Path("run"), preset="sana-1600m-24gb"))
+    assert result.code == 1
+    named = ("distill.sample_rows = ", "distill.rollout.max_rows = ", "distill.accumulation twice as large")
+    assert all(words in result.err for words in ("Cheapest ways to need less", *named)), result.err
+    assert result.err.count("(costs") == 3
+
+
 @pytest.mark.parametrize("preset", ["sana-1600m-release", "sana-1600m-24gb", "sana-1600m-96gb"])
 def test_presets_run_on_a_tiny_pipeline(cli: Any, sana: Sana, preset: str) -> None:
     """In the precision and with the savings of the preset."""

@@ -155,6 +155,14 @@ def test_a_spoilt_rounding_is_refused(
     assert noted["error"] > noted["solver_error"]
 
 
+def test_a_gradient_of_zero_lets_nothing_in(teacher: SanaNetwork, task: Task, tmp_path: Path) -> None:
+    """Without guidance new roles are the teacher: of the gradient only what 8 bits do would be left."""
+    with pytest.raises(ValueError, match=r"8 bits change the gradient by inf of itself"):
+        training_of(teacher, task, settings_of("int8", "distill.guidance_scale=1"), tmp_path).run_update(0)
+    (noted,) = json.loads((tmp_path / "teacher_weights.json").read_text())
+    assert noted["error"] is None
+
+
 def test_a_solver_without_error_lets_nothing_in(teacher: SanaNetwork, task: Task, tmp_path: Path) -> None:
     """The gate is about this run's solver: a better one is not to be spoilt by 8 bits."""
     fine = settings_of("int8", "distill.rollout.step_size=0.1", "distill.rollout.solver=rk4")
