@@ -138,6 +138,22 @@ def test_int8_is_let_in_and_used(teacher: SanaNetwork, task: Task, tmp_path: Pat
     assert results["float"] == pytest.approx(results["int8"], rel=0.1)
 
 
+def test_when_it_is_measured(teacher: SanaNetwork, tmp_path: Path) -> None:
+    def due(every: int, begin: int) -> list[int]:
+        low = low_precision_teacher(teacher, settings_of("int8", f"distill.checkpoint_every={every}"), tmp_path)
+        assert low is not None
+        found = []
+        for student_updates in (done for done in range(begin, 25) for _ in range(2)):  # once for several updates
+            if low.due(student_updates):
+                found.append(student_updates)
+                low._measured_at = student_updates
+        return found
+
+    assert due(3, 0) == [0, 3, 6, 12, 24]
+    assert due(3, 7) == [7, 12, 24]  # a resume
+    assert due(0, 0) == [0]
+
+
 def test_a_spoilt_rounding_is_refused(
     teacher: SanaNetwork, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
