@@ -15,7 +15,7 @@ INSTALL := $(PIP) install --quiet --no-warn-script-location $(PIP_ARGS)
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 HAS_TORCH := import sys, torch; sys.exit(tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11))
 
-.PHONY: help setup demo demo-occupancy test lint format bench bench-gpu chaos fuzz sanitize clean
+.PHONY: help setup demo demo-occupancy test test-compat lint format bench bench-gpu chaos fuzz sanitize clean
 .DELETE_ON_ERROR:
 # Two pips at work in one environment break it.
 .NOTPARALLEL:
@@ -26,6 +26,8 @@ help:
 	@echo "              the same for forecasts of occupancy, on a toy world: runs/occfm-toy/report.html"
 	@echo "make setup    only install the package into $(VENV), with what the demo needs"
 	@echo "make test     run the tests, with coverage"
+	@echo "make test-compat  the tests of SANA, SD3, Flux and LoRA files with the oldest and the newest diffusers that"
+	@echo "              pyproject.toml declares, in environments of their own over $(VENV)"
 	@echo "make lint     check style (ruff) and types (mypy on the installed package)"
 	@echo "make format   rewrite the sources in the house style"
 	@echo "make bench    check, then time this package and its peers; table, JSON and figures in benchmarks/results/"
@@ -64,6 +66,28 @@ $(TOY)/%/index.json: | $(TOY)/released
 test: $(STAMPS)/test
 	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report term
 
+# What touches diffusers, transformers or peft. Each environment lies over $(VENV), whose torch it uses.
+COMPAT_TESTS := tests/models/test_sana.py tests/models/test_sana_peft.py tests/models/test_sd3_flux.py \
+	tests/models/test_diffusers_lora.py tests/test_pipelines.py tests/data/test_prompts.py tests/cli/test_sana.py \
+	tests/cli/test_export.py
+
+test-compat: compat-oldest compat-newest
+
+compat-%: $(STAMPS)/test
+	@echo "making $(VENV)-compat-$*"
+	@$(BIN)/python -m venv --clear $(VENV)-compat-$* \
+		$$(grep -qi 'include-system-site-packages = true' $(VENV)/pyvenv.cfg && echo --system-site-packages)
+	@below=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		own=$$($(VENV)-compat-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		echo "import site; site.addsitedir('$$below')" > "$$own/below.pth"
+	@$(BIN)/python tests/compat/requirements.py $* > $(VENV)-compat-$*/requirements.txt
+	@$(VENV)-compat-$*/bin/python -m pip --disable-pip-version-check --no-input install --quiet --upgrade \
+		--no-warn-script-location $(PIP_ARGS) --constraint $(CONSTRAINTS) \
+		--requirement $(VENV)-compat-$*/requirements.txt
+	@$(VENV)-compat-$*/bin/python -c 'from importlib.metadata import version; \
+		print("testing with", ", ".join(f"{name} {version(name)}" for name in ("diffusers", "transformers", "peft", "torch")))'
+	@OMP_NUM_THREADS=1 $(VENV)-compat-$*/bin/python $(BIN)/pytest -p no:cacheprovider $(COMPAT_TESTS)
+
 lint: $(STAMPS)/lint
 	@echo "ruff"
 	@$(BIN)/ruff check --quiet --output-format concise .
@@ -99,7 +123,7 @@ sanitize: $(STAMPS)/test
 
 clean:
 	@rm -rf build dist *.egg-info mfd_fast/_core.*.so .coverage .coverage.* .hypothesis .benchmarks
-	@rm -rf .mypy_cache .pytest_cache .ruff_cache $(VENV)/installed
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache $(VENV)/installed $(VENV)-compat-oldest $(VENV)-compat-newest
 	@rm -f $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/bench
 	@find mfd_fast kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

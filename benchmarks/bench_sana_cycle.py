@@ -152,6 +152,7 @@ def ours() -> DistillTraining:
             f"distill.batch_size={ROWS}",
             "distill.sample_rows=1024",
             "distill.compile=off",
+            "distill.recompute_steps=false",
             "distill.rollout.runner=eager",
         ),
         *(f"distill.{role}_optimizer.name=adamw" for role in ("student", "auxiliary")),

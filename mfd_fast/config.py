@@ -46,6 +46,7 @@ BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 NOT_EMPTY = Rule("not empty", lambda value: len(value) > 0)
 STAGE = Rule("from 0 to 3", lambda value: 0 <= value <= 3)
 PRECISION = one_of("float32", "bfloat16", "float16")
+WEIGHTS = ("float", "int8", "fp8")
 
 
 class Field(NamedTuple):
@@ -268,8 +269,13 @@ class DistillSettings(Section):
     lora_targets: Annotated[list[str], "name endings of the layers that get LoRA (empty: all linear)", NOT_EMPTY] = (
         field(default_factory=list)
     )
+    student_lora: Annotated[str | None, "LoRA that the student begins from, a file or its folder", NOT_EMPTY] = None
+    auxiliary_lora: Annotated[str | None, "LoRA that the auxiliary begins from, likewise", NOT_EMPTY] = None
     ema_decay: Annotated[float, "decay of the student's averaged weights (0: no average)", BELOW_ONE] = 0.0
     precision: Annotated[str, "precision of the networks; states stay float32", PRECISION] = "float32"
+    teacher_weights: Annotated[
+        str, "numbers of the teacher in rollouts (int8, fp8: only while a gate lets them in)", one_of(*WEIGHTS)
+    ] = "float"
     zero_stage: Annotated[int, "what ZeRO shares out: 1 states, 2 also gradients, 3 also weights (0: off)", STAGE] = 0
     zero_offload: Annotated[bool, "keep float32 weights and optimiser states in the host's memory (ZeRO)"] = False
     student_optimizer: Annotated[OptimizerSettings, "optimiser of the student"] = field(

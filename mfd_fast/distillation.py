@@ -31,6 +31,8 @@ from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_settings, check_task
 from mfd_fast.training.roles import TRAINED, FullRoles, Roles
+from mfd_fast.training.starts import begin_from_adapters, note_start
+from mfd_fast.training.teacher_weights import low_precision_teacher
 from mfd_fast.training.zero_roles import ZeroRoles
 from mfd_fast.types import Rows
 
@@ -121,16 +123,21 @@ def distill(
     seed = settings.run.seed
     frozen = frozen_copy(teacher, context)
     roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0), needs, context)
+    begun = {} if resume is True else begin_from_adapters(roles, settings.distill)  # else a checkpoint has them
     student = make_student(roles, task, settings.distill, context.device, needs)
     samples = task.samples if needs.data else None
     conditions = ConditionTable(task.conditions, task.negative_condition, seed, samples)
     if needs.derivative:
         check_derivative(student, conditions, exact=settings.distill.precision == "float32")
     hook = grid_hook(folder, task, seed) if context.world.is_main and settings.distill.sample_every else None
-    training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook)
+    low = low_precision_teacher(frozen, settings.distill, folder.path)
+    with named_knobs(settings.distill, context.world.size):  # compiling is the first forward and backward pass
+        training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook, low)
     if context.world.is_main:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_settings(settings)
+        if begun and not folder.distill_checkpoints().exists():
+            note_start(folder.path, begun)
         if "pipeline" not in network and not folder.has_network("teacher"):
             folder.write_network("teacher", dict(teacher.state_dict()), network)
     options = LoopOptions(

@@ -35,7 +35,7 @@ _SANA: dict[str, Any] = {
     "distill.student_steps": 4,             "distill.student_sampler": "dpm++",         "distill.student_shift": 3.0,
     "distill.guidance_scale": 4.5,          "distill.rollout.step_size": 0.03,          "distill.roles": "lora",
     "distill.lora_rank": 64,                "distill.lora_alpha": 64.0,
-    "distill.lora_targets": ["to_q", "to_k", "to_v"],
+    "distill.lora_targets": ["to_q", "to_k", "to_v"],           "distill.recompute_steps": True,
     "distill.sample_every": 250,            "distill.checkpoint_every": 250,            "evaluate.num_samples": 36,
     **{f"distill.{role}_optimizer.{key}": value for role in ("student", "auxiliary") for key, value in {
         "name": "adamw8bit", "learning_rate": 1e-4, "weight_decay": 0.01, "clip_norm": 0.5,
@@ -98,13 +98,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "sana-1600m": _SANA,
     "sana-1600m-release": _SANA_RELEASE,
-    # Larger batches than the paper's, as far as the memory of one GPU goes.
-    "sana-1600m-24gb": _SANA | {
-        "distill.batch_size": 4,            "distill.accumulation": 4,      "distill.sample_rows": 4,
-        "distill.recompute_steps": True,    "distill.recompute_blocks": True,
-        "distill.rollout.max_rows": 6,
-    },
-    "sana-1600m-96gb": _SANA | {"distill.batch_size": 8, "distill.sample_rows": 16, "distill.recompute_steps": True},
+    # Larger batches than the paper's, as far as the memory of one GPU goes by `mfd-fast estimate`.
+    "sana-1600m-24gb": _SANA | {"distill.batch_size": 4},
+    "sana-1600m-96gb": _SANA | {"distill.batch_size": 8, "distill.sample_rows": 16},
     "occfm": _occfm(history_last=4, trajectory_length=6),
     # As in the paper: eight cards with one sample each, every process with whole networks (docs/zero.md says why).
     "occfm-8x3090": _occfm(history_last=4, trajectory_length=6) | {

@@ -24,7 +24,8 @@ class RunFolder:
     """Paths of a run.
 
     ``settings.toml``, ``versions.json``, ``installed.json``; ``teacher.safetensors`` and ``student.safetensors`` with a
-    ``.json`` that says how to build the network; logs, ``checkpoints/``, ``samples/``, ``evaluation/``;
+    ``.json`` that says how to build the network; ``adapters.json`` and ``teacher_weights.json`` where they say
+    something; logs, ``checkpoints/``, ``samples/``, ``evaluation/``;
     ``metrics.json``, ``report.html``.
     """
 

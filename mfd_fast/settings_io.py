@@ -27,6 +27,7 @@ CHANGEABLE = (
     "max_skipped_updates",
     "sample_rows",
     "compile",
+    "teacher_weights",
     "zero_stage",
     "zero_offload",
     "threads",

@@ -3,7 +3,11 @@
 import argparse
 from pathlib import Path
 
+from torch import Tensor
+
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.training.checkpoint import latest_checkpoint
+from mfd_fast.training.roles import TRAINED
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -11,6 +15,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     export = commands.add_parser("export", help="the student as a LoRA file or a transformer that diffusers loads")
     export.add_argument("folder", metavar="RUN", type=Path, help="run folder with a finished low-rank student")
     export.add_argument("out", metavar="OUT", type=Path, help="a .safetensors file, or a folder")
+    export.add_argument(
+        "--role",
+        choices=TRAINED,
+        default="student",
+        help="auxiliary: the adapter in the newest checkpoint, for another run to go on with (distill.auxiliary_lora)",
+    )
     export.add_argument(
         "--merge-into",
         metavar="PATH",
@@ -21,7 +31,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """Write the student's LoRA, or the transformer with it in its weights."""
+    """Write a role's LoRA, or the transformer with the student in its weights."""
     from mfd_fast.models.diffusers_lora import save_merged, write_lora
 
     run = RunFolder(options.folder)
@@ -29,7 +39,12 @@ def run_export(options: argparse.Namespace) -> int:
     lora = description["lora"]
     if lora is None:
         raise ValueError(f"the student of {run.path} has full weights, not low-rank ones: there is no LoRA to export")
-    state = run.read_tensors("student")
+    if options.role == "auxiliary":
+        if options.merge_into is not None:
+            raise ValueError("--merge-into writes a transformer to sample with: leave --role auxiliary out")
+        state = auxiliary_weights(run)
+    else:
+        state = run.read_tensors("student")
     if options.merge_into is None:
         print(f"LoRA in {write_lora(options.out, state, lora['alpha'] / lora['rank'])}")
         return 0
@@ -43,3 +58,16 @@ def run_export(options: argparse.Namespace) -> int:
     save_merged(options.out, roles)
     print(f"transformer in {options.out}")
     return 0
+
+
+def auxiliary_weights(run: RunFolder) -> dict[str, Tensor]:
+    """The auxiliary's adapter from the newest whole checkpoint of a run.
+
+    Raises:
+        ValueError: there is none, or its auxiliary is none of low rank.
+    """
+    checkpoint, _ = latest_checkpoint(run.distill_checkpoints())
+    state = {} if checkpoint is None else checkpoint.tensors.get("auxiliary", {})
+    if not state or not all(name.endswith((".lora_A", ".lora_B")) for name in state):
+        raise ValueError(f"{run.distill_checkpoints()} holds no whole checkpoint with a low-rank auxiliary")
+    return state

@@ -45,6 +45,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     distill.add_argument("--teacher-run", metavar="RUN", type=Path, help="take the finished teacher of another run")
     distill.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --teacher")
     add_pipeline(distill)
+    for role in ("student", "auxiliary"):
+        distill.add_argument(
+            f"--{role}-lora",
+            metavar="PATH",
+            help=f"LoRA the {role} begins from, a file or folder (distill.{role}_lora)",
+        )
     distill.add_argument(
         "--zero", metavar="STAGE", type=int, choices=(1, 2, 3), help="share out states, gradients, weights (DeepSpeed)"
     )
@@ -126,6 +132,7 @@ def run_distill(options: argparse.Namespace) -> int:
     from mfd_fast.data import load_dataset
     from mfd_fast.distillation import distill
     from mfd_fast.training.context import make_context
+    from mfd_fast.training.starts import check_adapters
     from mfd_fast.user_code import load_teacher
 
     if options.weights is not None and options.teacher is None:
@@ -136,6 +143,9 @@ def run_distill(options: argparse.Namespace) -> int:
         options.set.append(f"distill.zero_stage={options.zero}")
     if options.zero_offload:
         options.set.append("distill.zero_offload=true")
+    for role in ("student", "auxiliary"):
+        if (path := getattr(options, f"{role}_lora")) is not None:
+            options.set.append(f"distill.{role}_lora={path}")
     if options.dry_run:
         return dry_run(options)
     settings = with_pipeline(read_settings(options), options.pipeline)
@@ -147,6 +157,8 @@ def run_distill(options: argparse.Namespace) -> int:
         return 0
     if run.distill_checkpoints().exists() and not options.resume:
         raise ValueError(f"{run.path} holds an unfinished student: pass --resume to go on or --fresh to start anew")
+    if not options.resume:
+        check_adapters(settings.distill)  # before a large pipeline is loaded
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     data: Any = dataset

@@ -22,6 +22,10 @@ class Knob(NamedTuple):
     """The plan with it, or None where it changes nothing."""
 
 
+def _float_teacher(plan: Plan) -> Plan | None:
+    return replace(plan, low_teacher=False) if plan.low_teacher else None
+
+
 def _fewer_sampled(plan: Plan) -> Plan | None:
     return replace(plan, sample_rows=plan.rows) if plan.auxiliary and plan.sample_rows > plan.rows else None
 
@@ -79,6 +83,7 @@ def _low_rank(plan: Plan) -> Plan | None:
 KNOBS = (
     Knob("distill.sample_rows = rows of one backward pass", "nothing but more calls", _fewer_sampled),
     Knob("distill.rollout.max_rows = rows of one sample", "nothing but more calls", _fewer_rows),
+    Knob("distill.teacher_weights = float", "the speed of products of 8 bits", _float_teacher),
     Knob("distill.accumulation twice as large", "smaller products", _accumulate),
     Knob("distill.recompute_steps = true", "one more forward pass of the student", _recompute_steps),
     Knob("distill.recompute_blocks = true", "one more forward pass in each update", _recompute_blocks),

@@ -49,6 +49,8 @@ def memory_of(plan: Plan, network: Network) -> Memory:
         roles["auxiliary"] = role_states(plan, network, plan.auxiliary, average=False)
     roles["student"] = role_states(plan, network, plan.student, average=plan.student_average)
     terms = [Term("teacher", "weights", network.parameters * network.teacher_bytes)]
+    if plan.low_teacher:
+        terms.append(Term("teacher", "copy in 8 bits", network.low_bytes))
     for role, states in roles.items():
         parts = {name: getattr(states, name) for name in ("weights", "master", "moments", "average", "replica")}
         terms += [Term(role, name, size) for name, size in parts.items() if size]
@@ -104,9 +106,10 @@ def _phases(plan: Plan, network: Network, roles: dict[str, States]) -> dict[str,
 
 
 def rollout_rows(plan: Plan) -> int:
-    """Network rows that a rollout computes at once, at most."""
+    """Network rows that a rollout computes at once, at most; a copy of the teacher shares no batch with others."""
     guided = 2 if plan.guided else 1
-    rows = plan.rows * (guided + 1 if plan.auxiliary == "lora" else guided)
+    shared = plan.auxiliary == "lora" and not plan.low_teacher
+    rows = plan.rows * (guided + 1 if shared else guided)
     return rows if plan.max_rows is None else min(rows, plan.max_rows)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mfd_fast.estimate.tracing import Inputs, count_operations, fake, trace_forward, trace_training
 from mfd_fast.fields import autocast
 from mfd_fast.models.lora import LoRARoles
+from mfd_fast.models.low_precision import low_precision_bytes, products_of
 from mfd_fast.training.optimizing import PRECISIONS
 
 MIB = 2**20
@@ -52,6 +53,8 @@ class Network(NamedTuple):
     full_blocks: Footprint | None = None
     """`full` when blocks are computed again in the backward pass; None for networks that cannot."""
     lora_blocks: Footprint | None = None
+    low_bytes: int = 0
+    """Bytes of a copy of the weights in 8 bits, as far as they can be (`mfd_fast.models.low_precision`)."""
     note: str = ""
     """A sentence on where the numbers come from."""
 
@@ -65,6 +68,8 @@ SANA_PARAMETERS = 1_604_462_752
 SANA_BLOCKS = 20
 SANA_ADAPTED = 20 * 6 * (2240 + 2240)
 """Inputs and outputs of to_q, to_k and to_v of both attentions in all blocks: parameters of LoRA of rank 1."""
+SANA_LOW_BYTES = 20 * (8 * 2240 * (2240 + 4) + 3 * 2240 * 5600 + 4 * (2 * 5600 + 2240))
+"""The eight Linears of both attentions and the two of the feed-forward, each with a scale for an output channel."""
 SANA_OPERATIONS = 2967e9
 """Of one row of 32 x 32 tokens with 300 text tokens, counted by torch's counter (docs/estimate.md)."""
 # MiB of a row of 32 x 32 tokens in bfloat16 (tests/estimate/test_sana_constants.py measures them again): saved by a
@@ -104,6 +109,7 @@ def sana_1600m(precision: str, rank: int) -> Network:
         line(_FORWARD),
         full_blocks,
         lora_blocks,
+        SANA_LOW_BYTES,
         note="activations of SANA are measured constants for 32 x 32 tokens and 300 text tokens",
     )
 
@@ -126,6 +132,7 @@ def traced(
     with fake():
         module: nn.Module = build()
         parameters = sum(value.numel() for value in module.parameters())
+        low_bytes = low_precision_bytes(products_of(module))
         field: Any = autocast(module, dtype)
         full = _footprint(field, inputs)
         first, second = (trace_forward(field, inputs, rows) for rows in (1, 2))
@@ -149,6 +156,7 @@ def traced(
         full,
         low,
         Line(first, second - first),
+        low_bytes=low_bytes,
         note="activations are traced on the network itself at batch 1 and 2",
     )
 

@@ -37,6 +37,8 @@ class Plan:
     rows: int
     """Samples of one process in one backward pass."""
     precision: str = "float32"
+    low_teacher: bool = False
+    """Whether rollouts have a teacher of 8 bits, a copy beside the other."""
     gpus: int = 1
     zero: int = 0
     """Stage of ZeRO for full roles; low-rank ones are never shared out."""
@@ -87,6 +89,7 @@ def plan_from_settings(settings: DistillSettings, gpus: int) -> Plan:
         student=settings.roles,
         rows=settings.batch_size // parts,
         precision=settings.precision,
+        low_teacher=settings.teacher_weights != "float",
         gpus=gpus,
         optimizer_bits=8 if all("8bit" in name for name in names) else 32,
         lora_rank=settings.lora_rank,

@@ -96,15 +96,34 @@ def load_lora(path: Path | str, roles: LoRARoles, role: str = "student") -> None
         ValueError: the file's layers or rank are not those of the roles; nothing is changed then.
     """
     state, scales = read_lora(path)
+    if problems := _misfits(state, roles, role):
+        raise ValueError(f"{lora_file(path)} does not fit the {role}: {'; '.join(problems)}")
     own = roles.alpha / roles.rank
-    fitted = {
-        name: value * (scales[name.removesuffix(B)] / own) if name.endswith(B) else value
-        for name, value in state.items()
-    }
-    try:
-        roles.load_state_dict(role, fitted)
-    except ValueError as error:
-        raise ValueError(f"{lora_file(path)}: {error}") from error
+    roles.load_state_dict(
+        role,
+        {
+            name: value * (scales[name.removesuffix(B)] / own) if name.endswith(B) else value
+            for name, value in state.items()
+        },
+    )
+
+
+def _misfits(state: Mapping[str, Tensor], roles: LoRARoles, role: str) -> list[str]:
+    """What keeps the weights of a file from being those of the role, each in a few words."""
+    own = roles.state_dict(role)
+    lacking, strange = ([name for name in one if name not in other] for one, other in ((own, state), (state, own)))
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    problems = []
+    for names, words in ((lacking, "it lacks"), (strange, "it also adapts")):
+        layers = sorted({name.rpartition(".")[0].removeprefix(PREFIX) for name in names})
+        if layers:
+            shown = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
+            problems.append(f"{words} {len(layers)} of the layers ({shown})")
+    if shapes:
+        name = shapes[0]
+        more = f", and {len(shapes) - 1} more" if len(shapes) > 1 else ""
+        problems.append(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}{more}")
+    return problems
 
 
 def save_merged(path: Path | str, roles: LoRARoles, role: str = "student") -> None:

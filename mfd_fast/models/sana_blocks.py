@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mfd_fast.models.attention import attention, merge_heads
@@ -71,6 +71,14 @@ def cross_attention(attn: Any, h: Tensor, key: Tensor, value: Tensor, mask: Tens
 
 def feed_forward(ff: Any, h: Tensor, grid: tuple[int, int]) -> Tensor:
     """The gated feed-forward with a 3x3 convolution inside, ``[B, N, D]``; its 1x1 convolutions are matrix products."""
-    wide = functional.linear(h, ff.conv_inverted.weight.flatten(1), ff.conv_inverted.bias)
+    wide = pointwise(ff.conv_inverted, h)
     gated = silu_depthwise_gate(wide.unflatten(1, grid), ff.conv_depth.weight, ff.conv_depth.bias)
-    return functional.linear(gated.flatten(1, 2), ff.conv_point.weight.flatten(1), ff.conv_point.bias)
+    return pointwise(ff.conv_point, gated.flatten(1, 2))
+
+
+def pointwise(conv: Any, h: Tensor) -> Tensor:
+    """A 1x1 convolution, or what stands in its place and takes tokens, on ``[B, N, D]``."""
+    if isinstance(conv, nn.Conv2d):
+        return functional.linear(h, conv.weight.flatten(1), conv.bias)
+    out: Tensor = conv(h)
+    return out

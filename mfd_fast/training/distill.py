@@ -30,6 +30,7 @@ from mfd_fast.training.roles import Roles
 from mfd_fast.training.samples import SamplesAhead
 from mfd_fast.training.step import Updates, Work, make_updates
 from mfd_fast.training.teacher import law_from
+from mfd_fast.training.teacher_weights import GateInputs, LowPrecisionTeacher
 from mfd_fast.training.zero_roles import ZeroAverage, ZeroOptimizer, ZeroRoles
 from mfd_fast.types import Condition, VelocityField
 
@@ -81,6 +82,7 @@ class DistillTraining:
         seed: int,
         context: Context,
         on_samples: SampleHook | None = None,
+        low: LowPrecisionTeacher | None = None,
     ) -> None:
         self._method = method_from(settings)
         needs = self._method.needs
@@ -95,6 +97,8 @@ class DistillTraining:
         self._shares = context.shares(settings.batch_size, settings.accumulation)
         fields = {"teacher": autocast(roles.teacher, dtype)}
         fields["auxiliary"] = autocast(roles.auxiliary, dtype) if needs.auxiliary else fields["teacher"]
+        self._teacher, self._low = fields["teacher"], low
+        in_rollouts = fields["teacher"] if low is None else low.field
         updates = self._make_updates(fields["auxiliary"])
         self.compiled = updates.compiled
         """Whether updates are compiled."""
@@ -106,14 +110,14 @@ class DistillTraining:
         self._actors = {
             "auxiliary": Actors(fields["teacher"], updates.auxiliary, student, self._discriminator),
             "student": Actors(
-                fields["teacher"],
+                in_rollouts,
                 fields["auxiliary"],
                 replace(student, field=updates.student),
                 self._discriminator,
                 slow,
             ),
         }
-        self._plain_actors = Actors(fields["teacher"], fields["auxiliary"], student, self._discriminator, slow)
+        self._plain_actors = Actors(in_rollouts, fields["auxiliary"], student, self._discriminator, slow)
         self._samples = SamplesAhead(
             self._generate,
             student.sample_shape,
@@ -188,6 +192,7 @@ class DistillTraining:
         """One update of the role whose turn it is."""
         role = self.cycle.role(update)
         self._refresh_all_but(role)
+        self._check_teacher(self.cycle.student_updates(update))
         parts = []
         for loss in self._losses(update):
             if loss.discriminator is not None:
@@ -199,6 +204,14 @@ class DistillTraining:
             self._after_student_update(report.skipped)
         logs = {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
         return Update(role, report, logs.pop("loss"), logs)
+
+    def _check_teacher(self, student_updates: int) -> None:
+        """Raise ValueError if a teacher of 8 bits changes the gradient too much; measured now and then."""
+        if self._low is None or not self._low.due(student_updates):
+            return
+        rows = self._shares[0].rows
+        inputs = GateInputs(self._student, self._conditions, self._method.options, rows, self._seed)
+        self._low.check(student_updates, self._teacher, self._plain_actors.auxiliary, inputs, self._context)
 
     def _refresh_all_but(self, role: str | None) -> None:
         """Rollouts and samples are computed with the present weights of the other roles."""
@@ -309,7 +322,8 @@ class DistillTraining:
         runner = "compiled" if self.compiled else self._settings.rollout.runner
         choices = measured_choices(runner, self._context.device)
         stage = {} if self._sharded is None else {"zero_stage": self._settings.zero_stage}
-        return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices | stage
+        low = {} if self._low is None else {"teacher_weights": self._low.kind}
+        return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices | stage | low
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The trained roles, a discriminator, their optimisers and the student's averages."""

@@ -39,6 +39,11 @@ def check_settings(needs: Needs, settings: DistillSettings, processes: int = 1) 
         raise ValueError(
             f"{method} has no auxiliary, and only updates with one are compiled: set distill.compile to auto"
         )
+    if settings.teacher_weights != "float" and settings.method != "mfd":
+        raise ValueError(
+            f"distill.teacher_weights {settings.teacher_weights!r} is for distill.method 'mfd', by whose mean "
+            f"velocities it is measured: set it to float, got method {settings.method!r}"
+        )
     if settings.zero_stage:
         check_sharding(needs, settings)
     rows = needs.rows_multiple * settings.accumulation * processes
@@ -56,6 +61,8 @@ def check_sharding(needs: Needs, settings: DistillSettings) -> None:
             "distill.zero_stage shares out whole networks, and LoRA roles are too small for it to bring anything: set "
             "distill.zero_stage to 0, and each process computes its part of the batch"
         )
+    if settings.teacher_weights != "float":
+        raise ValueError("distill.teacher_weights keeps the whole teacher beside a copy: set it to float for ZeRO")
     if settings.compile == "on":
         raise ValueError("distill.compile is on, but DeepSpeed's hooks cannot be compiled: set distill.compile to auto")
     if settings.recompute_steps:

@@ -7,13 +7,18 @@ import pytest
 
 
 def test_sana_on_a_small_and_a_large_gpu(cli: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = cli("estimate", "--model", "sana-1600m", "--checkpointing", "--gpu-memory", "12")
+    code, out, _ = cli("estimate", "--preset", "sana-1600m", "--gpu-memory", "12")
     assert code == 0
     assert "1,604,462,752 parameters, 34,406,400 in each adapter" in out
     assert "\nfits in 12 GiB" in out
+    code, out, _ = cli("estimate", "--preset", "sana-1600m", "--gpu-memory", "12", "--checkpointing", "none")
+    assert code == 1
+    assert "distill.recompute_steps = true" in out
     code, out, _ = cli("estimate", "--preset", "sana-1600m-24gb")
     assert code == 0
-    assert "fits in 24 GiB" in out
+    assert "4 row(s) in a backward pass" in out
+    assert "\nfits in 24 GiB" in out
+    assert "\nfits in 96 GiB" in cli("estimate", "--preset", "sana-1600m-96gb", "--gpu", "rtx-pro-6000")[1]
 
 
 def test_sana_with_a_full_auxiliary(cli: Callable[..., tuple[int, str, str]]) -> None:

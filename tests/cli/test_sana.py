@@ -15,6 +15,7 @@ from PIL import Image
 from mfd_fast import load_student
 from mfd_fast.cli import main
 from mfd_fast.data.prompt_store import PromptStore
+from mfd_fast.ops import quantized_linear
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.distill import DistillTraining
@@ -124,6 +125,87 @@ def test_a_resume_is_exact(cli: Any, sana: Sana, finished_sana: Path, monkeypatc
     assert any(float(value.abs().max()) > 0 for name, value in whole["auxiliary"].items() if name.endswith("lora_B"))
 
 
+def test_a_teacher_of_8_bits_is_measured_again_on_resume(
+    cli: Any, refused: Callable[..., str], sana: Sana, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, low = Path("run"), "distill.teacher_weights=int8"
+    with monkeypatch.context() as patch:
+        stop_in_update(patch, 5)
+        stopped = cli(*sana.distill(run, low))
+    assert stopped.code == 75
+    assert "distillation: 8 bits change the gradient by 0.0" in stopped.out
+    with monkeypatch.context() as patch:
+        patch.setitem(quantized_linear.FORMATS, "int8", quantized_linear.Format(torch.int8, 1.0))
+        words = refused(*sana.distill(run, low), "--resume")
+    assert "'int8' is refused after 1 student updates" in words
+    assert "go on from the last checkpoint with --set distill.teacher_weights=float" in words
+    resumed = cli(*sana.distill(run, "distill.teacher_weights=float"), "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "no longer bit for bit as without a stop: teacher_weights was int8, is None" in resumed.out
+    noted = json.loads((run / "teacher_weights.json").read_text())
+    assert [entry["student_updates"] for entry in noted] == [0, 1, 1]
+    assert [entry["error"] < entry["solver_error"] for entry in noted] == [True, True, False]
+    assert "is for distill.method 'mfd'" in refused(*sana.distill(Path("vsd"), low, "distill.method=vsd"))
+
+
+def checkpoint_of_the_script(pipeline: Path, folder: Path, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A checkpoint's folder as the released script leaves it: the student's adapter; returns its weights."""
+    from diffusers import SanaPipeline, SanaTransformer2DModel
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    transformer = SanaTransformer2DModel.from_pretrained(pipeline / "transformer")
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v"])
+    transformer.add_adapter(config)
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(transformer)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: 0.1 * torch.randn(value.shape, generator=generator) for name, value in state.items()}
+    SanaPipeline.save_lora_weights(folder, transformer_lora_layers=state)
+    return {f"transformer.{name.removesuffix('.weight')}": value for name, value in state.items()}
+
+
+def test_a_run_goes_on_from_an_adapter_of_the_script(
+    cli: Any, refused: Callable[..., str], sana: Sana, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins with its bits, and a resume needs the file no more."""
+    weights = checkpoint_of_the_script(sana.pipeline, Path("checkpoint-7"))
+    given = ("--student-lora", "checkpoint-7")
+    assert cli(*sana.distill(Path("start"), "distill.student_updates=0", "distill.lora_alpha=4"), *given).code == 0
+    start = RunFolder(Path("start")).read_tensors("student")
+    assert start.keys() == weights.keys()
+    assert all(torch.equal(start[name], value) for name, value in weights.items())
+    # Its alpha is not that of the run: the adapter's scale goes into its weights.
+    straight = cli(*sana.distill(Path("straight")), *given)
+    assert straight.code == 0, straight.err
+    assert "the student begins from checkpoint-7/pytorch_lora_weights.safetensors (12 layers)" in straight.out
+    assert "the auxiliary begins as the teacher" in straight.out
+    with monkeypatch.context() as patch:
+        stop_in_update(patch, 5)
+        assert cli(*sana.distill(Path("run")), *given).code == 75
+    noted = json.loads((Path("run") / "adapters.json").read_text())
+    shutil.rmtree("checkpoint-7")
+    assert "distill.student_lora was 'checkpoint-7', is None" in refused(*sana.distill(Path("run")), "--resume")
+    resumed = cli(*sana.distill(Path("run")), *given, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "begins from" not in resumed.out
+    assert json.loads((Path("run") / "adapters.json").read_text()) == noted
+    assert RunFolder(Path("run")).read_settings().distill.student_lora == "checkpoint-7"
+    one, other = (RunFolder(Path(run)).read_tensors("student") for run in ("straight", "run"))
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+    assert "there is no LoRA file" in refused(*sana.distill(Path("another")), *given)
+    assert not Path("another").exists()
+
+
+def test_both_roles_of_a_run_go_on_in_another(cli: Any, sana: Sana, finished_sana: Path) -> None:
+    for role in ("student", "auxiliary"):
+        assert cli("export", finished_sana, role, "--role", role).code == 0
+    given = ("--student-lora", "student", "--auxiliary-lora", "auxiliary")
+    result = cli(*sana.distill(Path("run"), "distill.student_updates=1"), *given)
+    assert result.code == 0, result.err
+    assert "as the teacher" not in result.out
+    assert json.loads((Path("run") / "adapters.json").read_text()).keys() == {"student", "auxiliary"}
+
+
 def test_the_exported_lora_gives_the_same_latents_in_diffusers(cli: Any, finished_sana: Path, sana: Sana) -> None:
     from diffusers import SanaPipeline
 
@@ -209,6 +291,12 @@ def test_wrong_flags(refused: Callable[..., str], sana: Sana, finished_sana: Pat
     assert "comes trained from a diffusers pipeline" in refused("train-teacher", "--preset", "sana-1600m")
     assert "comes trained from a diffusers pipeline" in refused("demo", "--preset", "sana-1600m")
     assert "prompts have none" in refused("evaluate", finished_sana)
+    checkpoint_of_the_script(sana.pipeline, Path("wide"), rank=8)
+    wide = refused(*sana.distill(Path("run")), "--student-lora", "wide")
+    assert "has rank 8, but distill.lora_rank is 4" in wide
+    assert "the student of this run is no low-rank role" in refused(
+        *sana.distill(Path("run"), "distill.roles=full", "distill.lora_rank=8"), "--student-lora", "wide"
+    )
     assert not Path("run").exists()
 
 
@@ -217,6 +305,23 @@ def without_vae(sana: Sana) -> Sana:
     changed.pipeline = Path(shutil.copytree(sana.pipeline, "no-vae", ignore=shutil.ignore_patterns("vae")))
     changed.encoded = sana.encoded
     return changed
+
+
+@pytest.mark.parametrize("where", ["__init__", "run_update"])
+def test_without_memory_a_run_says_what_to_change(
+    cli: Any, sana: Sana, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """In an update, and in the passes that compile it."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 24 GiB.")
+
+    monkeypatch.setattr(DistillTraining, where, full)
+    result = cli(*sana.distill(Path("run"), preset="sana-1600m-24gb"))
+    assert result.code == 1
+    named = ("distill.sample_rows = ", "distill.rollout.max_rows = ", "distill.accumulation twice as large")
+    assert all(words in result.err for words in ("Cheapest ways to need less", *named)), result.err
+    assert result.err.count("(costs") == 3
 
 
 @pytest.mark.parametrize("preset", ["sana-1600m-release", "sana-1600m-24gb", "sana-1600m-96gb"])

@@ -82,6 +82,17 @@ def test_no_knob_costs_memory_and_none_can_be_turned_for_ever(knob: object) -> N
     assert "twice" in knob.words  # type: ignore[attr-defined]
 
 
+def test_a_teacher_of_8_bits_is_a_copy() -> None:
+    """Beside the weights that the adapters need; its rows do not share a batch with the auxiliary's."""
+    plain, low = (memory_of(replace(LORA, recompute_steps=True, low_teacher=low), SANA) for low in (False, True))
+    assert low.states - plain.states == SANA.low_bytes
+    assert low.total - plain.total == SANA.low_bytes
+    assert ("teacher", "copy in 8 bits", SANA.low_bytes) in low.terms
+    assert rollout_rows(replace(LORA, rows=4, low_teacher=True)) == 8
+    assert "distill.teacher_weights = float" in [knob.words for knob in cheapest(replace(LORA, low_teacher=True))]
+    assert plan_from_settings(DistillSettings(teacher_weights="int8"), 1).low_teacher
+
+
 def test_the_phases() -> None:
     memory = memory_of(replace(LORA, rows=2), SANA)
     footprint = SANA.lora

@@ -96,13 +96,14 @@ def adapted(make_sana: Make, rank: int, alpha: int, adapters: tuple[str, ...]) -
 
 
 def saved_by_diffusers(transformer: Any, folder: Path, adapter: str, with_metadata: bool) -> Path:
-    from diffusers import SanaPipeline
-    from diffusers.training_utils import _collate_lora_metadata
+    from diffusers import SanaPipeline, training_utils
     from peft.utils import get_peft_model_state_dict
 
+    if with_metadata and not hasattr(training_utils, "_collate_lora_metadata"):
+        pytest.skip("this diffusers writes no rank and alpha into its files (before 0.35)")
     transformer.set_adapter(adapter)
     state = get_peft_model_state_dict(transformer, adapter_name=adapter)
-    metadata = _collate_lora_metadata({"transformer": transformer}) if with_metadata else {}
+    metadata = training_utils._collate_lora_metadata({"transformer": transformer}) if with_metadata else {}
     SanaPipeline.save_lora_weights(folder, transformer_lora_layers=state, **metadata)
     return folder
 
@@ -184,7 +185,10 @@ def test_files_that_do_not_fit_are_refused(make_sana: Make, randomize: Any, tmp_
     with pytest.raises(FileNotFoundError, match="there is no LoRA file"):
         load_lora(tmp_path / "nothing", roles)
     wide = save_lora(tmp_path / "wide", SanaRoles(make_sana(), rank=8))
-    with pytest.raises(ValueError, match=r"lora_weights.safetensors: .* has shape \(8, 32\), expected \(4, 32\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"lora_weights.safetensors does not fit the student: .* has shape \(8, 32\), expected \(4, 32\)",
+    ):
         load_lora(wide, roles)
     tensors = load_file(save_lora(tmp_path / "good", roles))
     name = next(iter(tensors))

@@ -32,6 +32,12 @@ def needs(method: str, **own: Any) -> Needs:
         ("senseflow", {"roles": "lora"}, "distill.roles to full, or distill.method_options.ida_decay to 1"),
         ("dmd2", {"student_steps": 2}, "set distill.student_gamma to 1.0, got 0.0"),
         ("cd", {"student_steps": 2, "student_gamma": 0.5}, "set distill.student_gamma to 1.0, got 0.5"),
+        (
+            "vsd",
+            {"teacher_weights": "int8"},
+            "'int8' is for distill.method 'mfd', .*: set it to float, got method 'vsd'",
+        ),
+        ("mfd", {"teacher_weights": "fp8", "zero_stage": 1}, "set it to float for ZeRO"),
         ("imm", {"batch_size": 30}, "groups of 4 samples: distill.batch_size must be a multiple of .* = 4, got 30"),
         ("imm", {"batch_size": 36, "accumulation": 2}, "4 x accumulation x processes = 8, got 36"),
     ],
