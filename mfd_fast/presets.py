@@ -135,7 +135,8 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
                   "distill.cycle_auxiliary": 5,     "distill.student_gamma": 1.0},
     "senseflow": {"distill.times.law": "uniform",   "distill.times.low": 0.02,      "distill.times.high": 0.98,
                   "distill.cycle_auxiliary": 5,     "distill.student_gamma": 1.0},
-    "cd":        {"distill.student_gamma": 1.0},
+    # The first step starts at t = 1, whose bin a logit-normal time hardly ever falls into.
+    "cd":        {"distill.times.law": "uniform",   "distill.student_gamma": 1.0},
     "meanflow":  {"distill.times.law": "uniform",   "distill.times.equal_share": 0.25},
     "reflow":    {"distill.times.law": "uniform"},
 }

@@ -13,9 +13,11 @@ from mfd_fast.experiments.distance import DISTANCE, phases
 from mfd_fast.experiments.jacobian import compare
 from mfd_fast.experiments.points import distilled, points_settings, snapshot
 from mfd_fast.experiments.step_size import STEP_SIZE
-from mfd_fast.experiments.table import TABLE, TableSettings, updates_in_time
+from mfd_fast.experiments.table import TABLE, TableSettings, settings_of, updates_in_time
 from mfd_fast.experiments.variance import VARIANCE
 from mfd_fast.report.theme import LIGHT, drawing_style
+from mfd_fast.settings_io import settings_diff
+from mfd_fast.training.distill import method_from
 from mfd_fast.training.teacher import train_teacher
 
 TINY = (
@@ -105,7 +107,7 @@ def test_table_of_two_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         "mfd_fast.experiments.points.train_teacher", lambda *a, **k: (trained.append(1), train_teacher(*a, **k))[1]
     )
-    settings = TableSettings("mixture-2d", 1, ("mfd", "cd"), 2.0, TINY)
+    settings = TableSettings("mixture-2d", 1, ("mfd", "cd"), 2.0, TINY, timed_seeds=1)
     done: dict[str, dict[str, object]] = {}
     for cell in TABLE.cells(settings):
         done[cell] = TABLE.run(settings, cell, Work(0, tmp_path, done))
@@ -113,6 +115,7 @@ def test_table_of_two_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert trained == [1]
     assert done["mfd"]["student_updates"] == 1
     assert done["cd-time"]["student_updates"] == updates_in_time(done["mfd"], done["cd"], 2.0)
+    assert TABLE.run(settings, "cd-time", Work(1, tmp_path, done)).keys() == {"left_out"}
     results = {cell: [found] for cell, found in done.items()}
     words = TABLE.finding(results)
     assert f"{done['cd']['distance']:.3g}" in words
@@ -120,13 +123,38 @@ def test_table_of_two_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         TABLE.figure(results, LIGHT)
 
 
+def test_settings_of_one_method_and_the_methods_with_equal_time() -> None:
+    settings = TableSettings(
+        texts=("distill.batch_size=64",), own={"vsd": ["distill.batch_size=32"]}, methods=("mfd", "vsd", "cd"), timed=()
+    )
+    assert {name: settings_of(settings, name, 7, 3).distill.batch_size for name in settings.methods} == {
+        "mfd": 64,
+        "vsd": 32,
+        "cd": 64,
+    }
+    assert TABLE.cells(settings) == ("teacher", "mfd", "vsd", "cd")
+
+
+def test_the_settings_of_the_digits_are_settings() -> None:
+    for method, texts in TABLE.full.own.items():
+        chosen = settings_of(TABLE.full, method, None, 0)
+        assert settings_diff(chosen, settings_of(replace(TABLE.full, own={}), method, None, 0)), texts
+        method_from(chosen.distill)
+
+
 def test_a_method_that_gives_up_has_its_error_in_the_table() -> None:
     good = {"distance": 0.5, "precision": 1.0, "recall": 0.25, "class_agreement": None}
+    best = {**good, "distance": 0.25}
+    done = {"cpu_seconds": 1.0, "student_updates": 10}
     results = {
-        "teacher": [{"steps": {str(steps): good for steps in (1, 2, 4, 10, 100)}}],
-        "mfd": [{**good, "cpu_seconds": 1.0, "student_updates": 10}, {"error": "gradients stayed non-finite"}],
+        "teacher": [{"steps": {str(steps): good for steps in (1, 2, 4, 10)} | {"100": best}}] * 2,
+        "mfd": [{**good, **done}, {"error": "gradients stayed non-finite"}],
         "cd": [{"error": "gradients stayed non-finite"}] * 2,
+        "cd-time": [{**best, **done}, {"left_out": "at equal time there is one seed"}],
     }
     lines = TABLE.finding(results).splitlines()
-    assert "(1 of 2 seeds failed: gradients stayed non-finite)" in lines[-2]
-    assert lines[-1].split()[1:] == ["failed:", "gradients", "stayed", "non-finite"]
+    assert lines[-3].split()[:4] == ["mfd", "0.5", "2", "x"]
+    assert "(1 of 2 seeds failed: gradients stayed non-finite)" in lines[-3]
+    assert lines[-2].split()[1:] == ["failed:", "gradients", "stayed", "non-finite"]
+    assert lines[-1].split()[:5] == ["cd,", "equal", "time", "0.25", "1"]
+    assert lines[-1].endswith("(1 of 2 seeds)")
