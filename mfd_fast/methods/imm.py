@@ -29,7 +29,7 @@ class IMMOptions(OwnOptions):
     particles: Annotated[int, "samples of a group", COUNT] = 4
     a: Annotated[int, "power of 1 - t in the weight, 1 or 2", COUNT] = 1
     b: Annotated[float, "offset of the log signal-to-noise ratio in the weight"] = 4.0
-    k: Annotated[int, "r is 2^-k of the range of t / (1 - t) below t (paper: 12)", COUNT] = 8
+    k: Annotated[int, "r is 2^-k of the range of t / (1 - t) below t (paper: 12)", COUNT] = 10
     min_time: Annotated[float, "smallest t", BELOW_ONE] = 0.006
     max_time: Annotated[float, "largest t", POSITIVE] = 0.994
     start: Annotated[str, "weights at the start", one_of("teacher", "random")] = "teacher"
