@@ -174,11 +174,13 @@ def figure(results: Results, theme: Theme) -> "Figure":
     for steps in TEACHER_STEPS:
         level = _values([run["steps"][str(steps)] for run in results["teacher"]], "distance")
         axes.axhline(sum(level) / len(level), color=theme.teacher, linestyle=":", linewidth=1)
-        axes.annotate(f"teacher {steps}", (len(names) - 0.5, sum(level) / len(level)), color=theme.teacher, fontsize=8)
+        label = f"teacher, {steps} step{'s' if steps > 1 else ''}"
+        end = (len(names) + 0.7, sum(level) / len(level))
+        axes.annotate(label, end, color=theme.teacher, fontsize=8, ha="right", va="bottom")
     axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="distance to the data", xlim=(-0.5, len(names) + 0.3))
+    axes.set(ylabel="distance to the data", xlim=(-0.5, len(names) + 0.7))
     logarithmic(axes, "y")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
     return drawing
 
 
@@ -189,8 +191,8 @@ def _values(runs: Sequence[Result], key: str) -> list[float]:
 def finding(results: Results) -> str:
     """The table in words: one line a row."""
     lines = [
-        f"distance to the data, its ratio to that of the teacher with {REFERENCE} steps, precision / recall, CPU seconds "
-        "of the distillation; mean of the seeds ± deviation"
+        f"distance to the data, over that of the teacher with {REFERENCE} steps, precision / recall, CPU seconds of "
+        "the distillation; mean of the seeds ± deviation"
     ]
     references = [run["steps"][REFERENCE]["distance"] for run in results["teacher"]]
     for steps in TEACHER_STEPS:
