@@ -11,6 +11,7 @@ from mfd_fast.metrics.digits_features import train_digits_classifier
 from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.training.context import make_context
+from mfd_fast.training.requirements import check_runner
 from mfd_fast.training.teacher import train_teacher
 
 
@@ -21,6 +22,7 @@ def run_demo(settings: Settings, folder: Path, *, resume: bool, phases: Phases) 
     """
     run = RunFolder(folder)
     context = make_context(settings.run)
+    check_runner(settings.distill, context.device)  # before minutes go into the teacher
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_settings(settings)
     with phases.phase("data"):

@@ -29,7 +29,7 @@ from mfd_fast.training.context import Context, make_context
 from mfd_fast.training.distill import DistillTraining, SampleHook, method_from, trained_roles
 from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
-from mfd_fast.training.requirements import check_derivative, check_settings, check_task
+from mfd_fast.training.requirements import check_derivative, check_runner, check_settings, check_task
 from mfd_fast.training.roles import TRAINED, FullRoles, Roles
 from mfd_fast.training.starts import begin_from_adapters, note_start
 from mfd_fast.training.teacher_weights import low_precision_teacher
@@ -116,6 +116,7 @@ def distill(
     check_fit(settings.distill, task, teacher)
     needs = method_from(settings.distill).needs
     check_settings(needs, settings.distill, context.world.size)
+    check_runner(settings.distill, context.device)
     check_task(needs, settings.distill.method, teacher, task.samples, task.negative_condition)
     network = network_description(teacher, factory)
     if "pipeline" not in network and context.world.is_main and folder.has_network("teacher"):

@@ -9,6 +9,7 @@ from mfd_fast.config import DistillSettings
 from mfd_fast.methods.base import Needs
 from mfd_fast.methods.derivative import total_derivative
 from mfd_fast.models import MODELS
+from mfd_fast.rollout.runners import WHY_NOT
 from mfd_fast.streams import Share, make_generator, standard_normal
 from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
@@ -52,6 +53,13 @@ def check_settings(needs: Needs, settings: DistillSettings, processes: int = 1) 
             f"{method} compares groups of {needs.rows_multiple} samples: distill.batch_size must be a multiple of "
             f"{needs.rows_multiple} x accumulation x processes = {rows}, got {settings.batch_size}"
         )
+
+
+def check_runner(settings: DistillSettings, device: torch.device) -> None:
+    """Raise ValueError where the runner of the settings' rollouts can execute nothing on ``device``."""
+    runner = settings.rollout.runner
+    if runner in WHY_NOT and (why := WHY_NOT[runner](device)) is not None:
+        raise ValueError(f"distill.rollout.runner {runner!r} is not possible here: {why}; set it to auto")
 
 
 def check_sharding(needs: Needs, settings: DistillSettings) -> None:

@@ -82,6 +82,14 @@ def test_another_seed_in_the_same_folder_is_refused(refused: Any, run: Path, poi
     assert "pass --fresh to delete it and start anew, or --run to use another folder" in message
 
 
+def test_a_runner_that_this_device_lacks_is_refused_before_the_teacher(
+    refused: Any, points: list[str], tmp_path: Path
+) -> None:
+    message = refused("demo", *points, "--set", "distill.rollout.runner=captured")
+    assert "distill.rollout.runner 'captured' is not possible here: CUDA graphs need a CUDA device" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("seed", ["-1"])
 def test_a_wrong_seed_is_refused(refused: Any, seed: str, tmp_path: Path) -> None:
     assert "run.seed must be int, at least 0; got -1" in refused("demo", "--seed", seed)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mfd_fast.config import DistillSettings, OptimizerSettings
+from mfd_fast.config import DistillSettings, OptimizerSettings, RolloutSettings
 from mfd_fast.methods import METHODS, MethodOptions, make_method
 from mfd_fast.methods.base import Needs
 from mfd_fast.ops.linear import onednn_linear
 from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
-from mfd_fast.training.requirements import check_derivative, check_settings, check_task
+from mfd_fast.training.requirements import check_derivative, check_runner, check_settings, check_task
 
 
 def needs(method: str, **own: Any) -> Needs:
@@ -40,11 +40,20 @@ def needs(method: str, **own: Any) -> Needs:
         ("mfd", {"teacher_weights": "fp8", "zero_stage": 1}, "set it to float for ZeRO"),
         ("imm", {"batch_size": 30}, "groups of 4 samples: distill.batch_size must be a multiple of .* = 4, got 30"),
         ("imm", {"batch_size": 36, "accumulation": 2}, "4 x accumulation x processes = 8, got 36"),
+        ("cd", {"compile": "on"}, "'cd' has no auxiliary, and only updates with one are compiled: set .* to auto"),
     ],
 )
 def test_settings_that_do_not_fit(method: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_settings(needs(method), DistillSettings(method=method, **settings))
+
+
+def test_a_runner_that_the_device_does_not_have() -> None:
+    cpu = torch.device("cpu")
+    for runner in ("auto", "eager", "compiled"):
+        check_runner(DistillSettings(rollout=RolloutSettings(runner=runner)), cpu)
+    with pytest.raises(ValueError, match="runner 'captured' is not possible here: CUDA graphs need a CUDA device"):
+        check_runner(DistillSettings(rollout=RolloutSettings(runner="captured")), cpu)
 
 
 @pytest.mark.parametrize("method", METHODS)
