@@ -26,9 +26,9 @@ OWN = ("eager", "compiled", "fused")
 def ways() -> dict[str, Way]:
     """Every way by a short name."""
     pair = trained_pair("mlp")
-    found = {f"mfd_fast {runner}": Own(pair).way(euler(), runner) for runner in OWN}
+    found = {f"mfd_fast {runner}": Own(pair).way(euler(), runner=runner) for runner in OWN}
     found |= {way.name: way for way in torch_peers(pair)}
-    return found | {"diffrax": Diffrax(pair).way(DiffraxChoice("rescaled", "Euler", 40, 40))}
+    return found | {"diffrax": Diffrax(pair).way(DiffraxChoice("rescaled", "Euler", 40))}
 
 
 NAMES = [*(f"mfd_fast {runner}" for runner in OWN), "torchdiffeq Euler 0.02, same numbers",

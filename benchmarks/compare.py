@@ -5,10 +5,15 @@
 
 Every way is checked before it is timed. One thread, CPU time; for each draw all ways run one after the other, so that
 whatever else the machine does meets all of them; a ratio is the median over the draws of its ratio within a draw.
+
+What is known is written after every draw and every part to ``compare-unfinished.json``; a run that ends well leaves
+``compare.json``, ``compare.txt`` (what it printed) and the figures in its place.
 """
 
 import argparse
 import statistics
+from collections.abc import Iterator
+from operator import gt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +22,12 @@ from tqdm import tqdm
 
 import figures
 from clock import conditions, cpu_seconds, gemm_gain
-from contenders import DIFFRAX_CANDIDATES, OWN_CANDIDATES, Diffrax, Own, Run, Way, euler, torch_peers
-from fields import trained_pair
+from contenders import Diffrax, Own, Run, Way, euler, torch_peers
+from fields import Pair, trained_pair
 from limit import best_per_row
-from mfd_fast.storage import write_json
+from mfd_fast.storage import write_json, write_text
 from scaling import scaling
+from search import DIFFRAX_GRID, OWN_GRID, Search, as_way, front, search, some_of
 from small_networks import sequential_mlps
 from workload import Draw, Velocities, fine_velocities, gradient_error, make_draw
 
@@ -30,7 +36,7 @@ FULL_DRAWS, QUICK_DRAWS = 8, 2
 SAME_NUMBERS = 1e-4
 """Largest relative difference between the gradients of two ways that take the same Euler steps in float32."""
 PRESUMED_GEMM_GAIN = 1.8
-SAME_WORK = ("row by row Euler 0.02", "torchdiffeq Euler 0.02, rescaled")
+SAME_WORK = ("row by row Euler 0.02", "torchdiffeq Euler 0.02, rescaled", "eager lock-step Euler 0.02")
 """Peers that cost what another one in the list costs; they are timed on the MLP only."""
 
 
@@ -55,48 +61,68 @@ def main() -> None:
     """Check, time, print the table, write the results and the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two draws, fewer candidates, no scaling")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, default=RESULTS, help="where results go")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    at_start = conditions()
-    pair = trained_pair("dit")
-    draws = [make_draw(seed) for seed in range(QUICK_DRAWS if options.quick else FULL_DRAWS)]
+    record = Record(options.out, "compare-quick" if options.quick else "compare")
+    measure(record, trained_pair("dit"), quick=options.quick)
+    text = "\n".join(table_lines(record.results))
+    print(text)
+    record.finish(text)
+    figures.draw_all(record.results, options.out, record.name)
+
+
+class Record:
+    """Results as they come in, on the disk from the first part on."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.results: dict[str, Any] = {}
+        self.name = name
+        self._folder = folder
+        self._unfinished = folder / f"{name}-unfinished.json"
+
+    def add(self, **parts: Any) -> None:
+        """Keep some parts of the results, now."""
+        self.results |= parts
+        write_json(self._unfinished, self.results)
+
+    def finish(self, text: str) -> None:
+        """The results are complete."""
+        write_json(self._folder / f"{self.name}.json", self.results)
+        write_text(self._folder / f"{self.name}.txt", text + "\n")
+        self._unfinished.unlink()
+
+
+def measure(record: Record, pair: Pair, *, quick: bool) -> None:
+    """Everything there is to measure, into ``record``."""
+    began = conditions()
+    draws = [make_draw(seed) for seed in range(QUICK_DRAWS if quick else FULL_DRAWS)]
+    record.add(conditions={"start": began, "quick": quick, "draws": len(draws)}, gemm=gemm_gain(), fields=pair.record,
+               padding_waste=[padding_waste(draw) for draw in draws])  # fmt: skip
     fine = [fine_velocities(pair, draw) for draw in tqdm(draws, desc="fine solutions in float64", unit="draw")]
-    small = sequential_mlps(calls=100 if options.quick else 1000)
     own = Own(pair)
     baseline = own.way(euler())
-    ways = [baseline, own.way(euler(), "eager"), own.way(euler(dtype=torch.bfloat16))]
+    ways = [baseline, own.way(euler(), runner="eager"), own.way(euler(dtype=torch.bfloat16))]
     ways += [way for way in torch_peers(pair) if way.name not in SAME_WORK]
     check(ways, draws[0].first(12))
     allowed = [gradient_error(baseline.run(draw), exact) for draw, exact in zip(draws, fine, strict=True)]
-    diffrax = Diffrax(pair)
-    count = 3 if options.quick else None
-    trials = {
-        "mfd_fast": [own.way(choice) for choice in OWN_CANDIDATES],
-        "diffrax": [diffrax.way(choice) for choice in DIFFRAX_CANDIDATES[:count]],
-    }
-    curve: dict[str, Measured] = {}
-    best = {who: fastest(tried, draws, fine, allowed, curve) for who, tried in trials.items()}
+    found: dict[str, Search] = {}
+    best: dict[str, Way | None] = {}
+    for who, side, grid in (("mfd_fast", own, OWN_GRID), ("diffrax", Diffrax(pair), DIFFRAX_GRID)):
+        found[who] = search(side.half, some_of(grid) if quick else grid, draws, fine, allowed)
+        best[who] = None if found[who].best is None else as_way(side, found[who].best)
+        record.add(allowed_error=allowed, searched={name: one.record() for name, one in found.items()})
     chosen = [way for way in best.values() if way is not None]
-    measured, limits = race([*ways, *chosen], draws, fine, pair.teacher)
-    gain = gemm_gain()
-    table = ratio_table(measured, best, limits)
-    results: dict[str, Any] = {
-        "conditions": {"start": at_start, "end": conditions(), "quick": options.quick, "draws": len(draws)},
-        "gemm": gain,
-        "fields": pair.record,
-        "table": table,
-        "ways": {name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in measured.items()},
-        "tried_at_equal_error": {name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in curve.items()},
-        "limit": limits,
-        "padding_waste": [padding_waste(draw) for draw in draws],
-        "sequential_mlps": small,
-    }
-    if not options.quick:
-        results["scaling"] = scaling()
-    print_table(results)
-    name = "compare-quick" if options.quick else "compare"
-    write_json(RESULTS / f"{name}.json", results)
-    figures.draw_all(results, RESULTS, name)
+    measured, limits = race([*ways, *chosen], draws, fine, pair.teacher, record)
+    record.add(table=ratio_table(measured, best, limits), limit=limits)
+    record.add(work_precision=[
+        {"who": who, "way": f"{p.teacher.name} + {p.auxiliary.name}", "seconds": p.seconds, "gradient_error": p.errors}
+        for who, one in found.items() for p in front(one.pairings)
+    ])  # fmt: skip
+    record.add(sequential_mlps=sequential_mlps(calls=100 if quick else 1000))
+    if not quick:
+        record.add(scaling=scaling())
+    record.results["conditions"]["end"] = conditions()
 
 
 def check(ways: list[Way], draw: Draw) -> None:
@@ -109,24 +135,8 @@ def check(ways: list[Way], draw: Draw) -> None:
             raise SystemExit(f"{way.name}: its gradient differs by {error:.1e} from {ways[0].name}; at most {limit:g}")
 
 
-def fastest(
-    ways: list[Way], draws: list[Draw], fine: list[Velocities], allowed: list[float], kept: dict[str, Measured]
-) -> Way | None:
-    """The fastest of ``ways`` whose gradient error is within ``allowed`` in every draw; all trials go to ``kept``."""
-    for way in tqdm(ways, desc="solvers at equal error", unit="way"):
-        way.run(draws[0])  # compiles
-        seconds, errors = [], []
-        for draw, exact in zip(draws, fine, strict=True):
-            took, u = _timed(way.run, draw)
-            seconds.append(took)
-            errors.append(gradient_error(u, exact))
-        kept[way.name] = Measured(seconds, errors)
-    good = [way for way in ways if all(e <= a for e, a in zip(kept[way.name].errors, allowed, strict=True))]
-    return min(good, key=lambda way: statistics.median(kept[way.name].seconds), default=None)
-
-
 def race(
-    ways: list[Way], draws: list[Draw], fine: list[Velocities], network: torch.nn.Module
+    ways: list[Way], draws: list[Draw], fine: list[Velocities], network: torch.nn.Module, record: Record
 ) -> tuple[dict[str, Measured], dict[str, list[float]]]:
     """Time all ways draw by draw, the fast ones twice; beside them the limit of the compiled copy."""
     measured = {way.name: Measured([], []) for way in ways}
@@ -142,6 +152,7 @@ def race(
         limits["row_evaluations"].append(draw.evaluations())
         limits["best_seconds_per_row"].append(per_row)
         limits["share"].append(draw.evaluations() * per_row / measured[ways[0].name].seconds[-1])
+        record.add(ways={name: {"seconds": m.seconds, "gradient_error": m.errors} for name, m in measured.items()})
     return measured, limits
 
 
@@ -185,28 +196,38 @@ def padding_waste(draw: Draw) -> float:
     return float(len(steps) * steps.max() / steps.sum())
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """The table, the machine's matrix products and the small networks as text."""
+def table_lines(results: dict[str, Any]) -> Iterator[str]:
+    """The table, the machine's matrix products, what was searched and the small networks as text."""
     gemm = results["gemm"]
-    print(f"{results['conditions']['end']['processor']}, one thread, CPU time, {results['conditions']['draws']} draws")
-    print(
+    yield f"{results['conditions']['end']['processor']}, one thread, CPU time, {results['conditions']['draws']} draws"
+    yield (
         f"float32 products: MKL {gemm['mkl_float32']:.0f}, oneDNN {gemm['onednn_float32']:.0f} GFLOP/s "
         f"({gemm['onednn_over_mkl']:.2f} times; the targets presume {PRESUMED_GEMM_GAIN}); "
         f"bfloat16 {gemm['bfloat16']:.0f}"
     )
     waste = statistics.median(results["padding_waste"])
-    print(f"padding waste of lock-step: {waste:.2f}")
+    yield f"padding waste of lock-step: {waste:.2f}"
     if gemm["onednn_over_mkl"] < PRESUMED_GEMM_GAIN:
         expected = 0.9 * waste * max(1.0, gemm["onednn_over_mkl"])
-        print(f"on this machine the first line is expected to be at least {expected:.2f} instead")
+        yield f"on this machine the first line is expected to be at least {expected:.2f} instead"
     for line in results["table"]:
         ratio = "-" if line["ratio"] is None else f"{line['ratio']:.2f}"
-        print(f"{line['workload']:48} {ratio:>7} (at least {line['at_least']:g})  {line['against']}")
+        yield f"{line['workload']:48} {ratio:>7} (at least {line['at_least']:g})  {line['against']}"
     for name, measured in results["ways"].items():
         milliseconds = 1e3 * statistics.median(measured["seconds"])
-        print(f"  {milliseconds:9.0f} ms  gradient error {statistics.median(measured['gradient_error']):.3f}  {name}")
+        yield f"  {milliseconds:9.0f} ms  gradient error {statistics.median(measured['gradient_error']):.3f}  {name}"
+    for who, searched in results["searched"].items():
+        yield f"tried by {who}, {searched['pairs']} pairs of these (milliseconds, own error; * above what is allowed):"
+        for role, trials in searched["tried"].items():
+            yield f"  {role}: {'; '.join(_trial_words(trial, results['allowed_error']) for trial in trials)}"
     for line in results["sequential_mlps"]:
-        print(f"  Sequential MLP, {line['rows']} rows: {line['words']}")
+        yield f"  Sequential MLP, {line['rows']} rows: {line['words']}"
+
+
+def _trial_words(trial: dict[str, Any], allowed: list[float]) -> str:
+    above = "*" if any(map(gt, trial["error"], allowed)) else ""
+    milliseconds, error = 1e3 * statistics.median(trial["seconds"]), statistics.median(trial["error"])
+    return f"{trial['choice']} ({milliseconds:.0f}, {error:.3f}{above})"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from peers.libraries import torchdiffeq_lock_step, torchdiffeq_same_numbers, tor
 from workload import GUIDANCE, STEP_SIZE, Draw, Velocities, conditions
 
 Run = Callable[[Draw], Velocities]
+ROLES = ("teacher", "auxiliary")
+GIVEN = {"teacher": ("condition", "negative_condition", "guidance_scale"), "auxiliary": ("condition",)}
+"""Which of `workload.conditions` each field gets."""
 
 
 class Way(NamedTuple):
@@ -28,27 +31,46 @@ class Way(NamedTuple):
     """Whether it must give this package's Euler numbers to rounding."""
 
 
+class Half(NamedTuple):
+    """One way to integrate one of the two fields."""
+
+    name: str
+    run: Callable[[Draw], torch.Tensor]
+
+
 class Choice(NamedTuple):
-    """Solver and precision of this package for a pair."""
+    """Solver and precision of this package for one field."""
 
     solver: str
-    step_size: float
-    auxiliary_solver: str
-    auxiliary_step_size: float
+    step_size: float | None = None
     dtype: torch.dtype = torch.float32
     steps: int | None = None
-    """So many equal steps of the teacher in every row, in place of its step size."""
+    """So many equal steps in every row, in place of a step size."""
 
     def words(self) -> str:
         """The choice as it would be written in a table."""
-        own = f"{self.solver} {self.step_size:g}" if self.steps is None else f"{self.solver} {self.steps} steps"
-        other = f"{self.auxiliary_solver} {self.auxiliary_step_size:g}"
-        return f"{own if own == other else f'{own}, auxiliary {other}'}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self._how()}, {str(self.dtype).removeprefix('torch.')}"
+
+    def with_auxiliary(self, auxiliary: "Choice") -> str:
+        """Both choices of a pair in words."""
+        if auxiliary == self:
+            return self.words()
+        own, other = self._how(), auxiliary._how()
+        if auxiliary.dtype != self.dtype:
+            return f"{self.words()}, auxiliary {auxiliary.words()}"
+        return f"{own}, auxiliary {other}, {self.words().rpartition(', ')[2]}"
+
+    def _how(self) -> str:
+        return f"{self.solver} {self.step_size:g}" if self.steps is None else f"{self.solver} {self.steps} steps"
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `mfd_fast.mean_velocity`."""
+        return {"solver": self.solver, "step_size": self.step_size, "steps": self.steps, "field_dtype": self.dtype}
 
 
 def euler(step_size: float = STEP_SIZE, dtype: torch.dtype = torch.float32) -> Choice:
-    """Euler steps for both fields."""
-    return Choice("euler", step_size, "euler", step_size, dtype)
+    """Euler steps."""
+    return Choice("euler", step_size, dtype)
 
 
 class Own:
@@ -59,26 +81,33 @@ class Own:
         self._networks: dict[torch.dtype, tuple[nn.Module, ...]] = {torch.float32: networks}
         self._networks[torch.bfloat16] = tuple(copy.deepcopy(network).bfloat16() for network in networks)
 
-    def way(self, choice: Choice, runner: str = "compiled") -> Way:
-        """Mean velocities as ``choice`` says, by one runner."""
-        teacher, auxiliary = self._networks[choice.dtype]
-        options: dict[str, Any] = {
-            "solver": choice.solver,
-            "step_size": choice.step_size if choice.steps is None else None,
-            "steps": choice.steps,
-            "auxiliary_solver": choice.auxiliary_solver,
-            "auxiliary_step_size": choice.auxiliary_step_size,
-            "field_dtype": choice.dtype,
-            "runner": runner,
-        }
+    def half(self, role: str, choice: Choice) -> Half:
+        """The mean velocity of one of the fields, by its compiled copy."""
+        field, names = self._networks[choice.dtype][ROLES.index(role)], GIVEN[role]
 
-        def run(draw: Draw) -> Velocities:
-            u: Velocities = mfd_fast.mean_velocity_pair(
-                teacher, auxiliary, draw.x, draw.t, draw.r, **options, **conditions(draw)
-            )
+        def run(draw: Draw) -> torch.Tensor:
+            given = {name: value for name, value in conditions(draw).items() if name in names}
+            u: torch.Tensor = mfd_fast.mean_velocity(field, *draw[:3], runner="compiled", **choice.options(), **given)
             return u
 
-        return Way(f"mfd_fast {runner}: {choice.words()}", run, same_numbers=choice == euler())
+        return Half(choice.words(), run)
+
+    def way(self, choice: Choice, auxiliary: Choice | None = None, runner: str = "compiled") -> Way:
+        """Both mean velocities, the auxiliary's by a step size of its own where it has a choice of its own."""
+        other = choice if auxiliary is None else auxiliary
+        if other.dtype != choice.dtype or (other != choice and other.step_size is None):
+            raise ValueError("a pair has one dtype, and an auxiliary on its own a step size")
+        teacher, second = self._networks[choice.dtype]
+        options = choice.options() | {"runner": runner}
+        if other != choice:
+            options |= {"auxiliary_solver": other.solver, "auxiliary_step_size": other.step_size}
+
+        def run(draw: Draw) -> Velocities:
+            u: Velocities = mfd_fast.mean_velocity_pair(teacher, second, *draw[:3], **options, **conditions(draw))
+            return u
+
+        same = choice == other == euler()
+        return Way(f"mfd_fast {runner}: {choice.with_auxiliary(other)}", run, same_numbers=same)
 
 
 def torch_peers(pair: Pair) -> list[Way]:
@@ -133,65 +162,47 @@ class Diffrax:
         self._peer = diffrax_peer
         self._fields = tuple(translate(network) for network in (pair.teacher, pair.auxiliary))
         self._guidance = (diffrax_peer.Guidance(GUIDANCE, NO_LABEL), None)
-        self._made: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._made: dict[tuple[str, str, str], Any] = {}
 
-    def way(self, choice: "DiffraxChoice") -> Way:
-        """One of diffrax's solvers, as ``choice`` says."""
-        how, solver, *amounts = choice
-        if (how, solver) not in self._made:
+    def half(self, role: str, choice: "DiffraxChoice") -> Half:
+        """The mean velocity of one of the fields by one of diffrax's solvers."""
+        from peers.jax_networks import to_jax, to_torch
+
+        place = ROLES.index(role)
+        field, parameters = self._fields[place]
+        key = (role, choice.how, choice.solver)
+        if key not in self._made:
             make = {
                 "rescaled": self._peer.rescaled_batch,
                 "rows": self._peer.fixed_rows,
                 "adaptive": self._peer.adaptive_rows,
-            }[how]
-            self._made[how, solver] = tuple(
-                make(field, solver, guidance) for (field, _), guidance in zip(self._fields, self._guidance, strict=True)
-            )
-        solves = self._made[how, solver]
+            }[choice.how]
+            self._made[key] = make(field, choice.solver, self._guidance[place])
+        solve = self._made[key]
 
-        def run(draw: Draw) -> Velocities:
-            from peers.jax_networks import to_jax, to_torch
+        def run(draw: Draw) -> torch.Tensor:
+            argument: Any = to_jax(torch.tensor(float(choice.amount)))
+            if choice.how == "rows":
+                argument = to_jax(loops.steps_of(draw.t, draw.r, choice.amount).float())
+            return to_torch(solve(parameters, *(to_jax(part) for part in draw), argument)[0])
 
-            given = [to_jax(part) for part in draw]
-            u = []
-            for solve, (_, parameters), amount in zip(solves, self._fields, amounts, strict=True):
-                argument: Any = amount
-                if how == "rows":
-                    argument = to_jax(loops.steps_of(draw.t, draw.r, amount).float())
-                u.append(solve(parameters, *given, argument)[0])
-            return to_torch(u[0]), to_torch(u[1])
+        return Half(choice.words(), run)
 
-        return Way(f"diffrax {solver}, {how} {amounts[0]:g}, auxiliary {amounts[1]:g}", run)
+    def way(self, choice: "DiffraxChoice", auxiliary: "DiffraxChoice | None" = None) -> Way:
+        """Both mean velocities, one after the other."""
+        other = choice if auxiliary is None else auxiliary
+        first, second = self.half("teacher", choice), self.half("auxiliary", other)
+        return Way(f"diffrax {first.name}, auxiliary {second.name}", lambda draw: (first.run(draw), second.run(draw)))
 
 
 class DiffraxChoice(NamedTuple):
-    """How diffrax integrates a pair."""
+    """How diffrax integrates a field."""
 
     how: str
     """rescaled: so many equal steps in every row; rows: a largest step; adaptive: a tolerance."""
     solver: str
     amount: float
-    auxiliary_amount: float
 
-
-# What is tried at equal error, cheapest first by evaluations. The auxiliary is not guided and needs far fewer.
-OWN_CANDIDATES = (
-    Choice("ab2", 0.0, "midpoint", 0.3, torch.bfloat16, steps=5),
-    Choice("ab2", 0.0, "midpoint", 0.2, torch.bfloat16, steps=6),
-    Choice("rk4", 0.0, "midpoint", 0.3, torch.bfloat16, steps=2),
-    Choice("midpoint", 0.0, "midpoint", 0.3, torch.bfloat16, steps=4),
-    Choice("ab2", 0.043, "midpoint", 0.3, torch.bfloat16),
-    Choice("ab2", 0.043, "midpoint", 0.2, torch.bfloat16),
-    Choice("ab2", 0.03, "midpoint", 0.2, torch.bfloat16),
-)
-DIFFRAX_CANDIDATES = (
-    DiffraxChoice("rescaled", "Midpoint", 4, 2),
-    DiffraxChoice("rescaled", "Bosh3", 2, 1),
-    DiffraxChoice("rescaled", "Ralston", 4, 2),
-    DiffraxChoice("rescaled", "Bosh3", 3, 1),
-    DiffraxChoice("rescaled", "Midpoint", 5, 2),
-    DiffraxChoice("rows", "Midpoint", 0.08, 0.3),
-    DiffraxChoice("rescaled", "Heun", 4, 2),
-    DiffraxChoice("rescaled", "Dopri5", 2, 1),
-    DiffraxChoice("adaptive", "Bosh3", 0.1, 0.3),
-)
+    def words(self) -> str:
+        """The choice as it would be written in a table."""
+        return f"{self.solver} {self.how} {self.amount:g}"

@@ -24,14 +24,14 @@ def work_precision(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.add_subplot()
     labelled: set[str] = set()
-    for way, measured in {**results["tried_at_equal_error"], **results["ways"]}.items():
-        who = way.split()[0]
+    ways = [(way.split()[0], _short(way), measured) for way, measured in results["ways"].items()]
+    for who, way, measured in [*((p["who"], p["way"], p) for p in results["work_precision"]), *ways]:
         mark, colour = MARKS[who]
         milliseconds = 1e3 * statistics.median(measured["seconds"])
         error = statistics.median(measured["gradient_error"])
         axes.plot(milliseconds, error, mark, color=colour, label=None if who in labelled else who)
         labelled.add(who)
-        axes.annotate(_short(way), (milliseconds, error), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        axes.annotate(way, (milliseconds, error), fontsize=6, xytext=(3, 3), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="CPU milliseconds of one pair of mean velocities, 64 rows",
              ylabel="relative error of the gradient")  # fmt: skip
     axes.set_title("DiT, 16 tokens, width 256, depth 6; guidance 4.5; one thread", fontsize=10)

@@ -1,15 +1,15 @@
-"""The arithmetic of the ratio table: who is fastest at equal error, medians of ratios, what is refused."""
+"""The arithmetic of the ratio table: medians of ratios, what is refused, what a run that fails leaves."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import compare
 import figures
-from compare import Measured, check, fastest, padding_waste, ratio_table
-from contenders import Choice, Way, euler
+from compare import Measured, Record, check, padding_waste, ratio_table, table_lines
+from contenders import Choice, DiffraxChoice, Way, euler
 from workload import Draw
 
 EXACT = (torch.ones(2, 3), torch.zeros(2, 3))
@@ -19,20 +19,6 @@ DRAW = Draw(torch.zeros(2, 3), torch.tensor([0.9, 0.5]), torch.tensor([0.1, 0.3]
 
 def way(name: str, error: float, same_numbers: bool = False) -> Way:
     return Way(name, lambda draw: (EXACT[0] * (1 + error), EXACT[1]), same_numbers)
-
-
-def test_fastest_is_within_the_error_in_every_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"quick and wrong": 1.0, "right once": 1.5, "right": 2.0, "right and slow": 3.0}
-    ways = [way("right and slow", 0.01), way("quick and wrong", 0.2), way("right", 0.05)]
-    ways.append(way("right once", 0.08))
-    monkeypatch.setattr(compare, "_timed", lambda run, draw: (seconds[names[run]], run(draw)))
-    names = {each.run: each.name for each in ways}
-    kept: dict[str, Measured] = {}
-    best = fastest(ways, [DRAW, DRAW], [EXACT, EXACT], [0.1, 0.06], kept)
-    assert best is not None
-    assert best.name == "right"
-    assert kept["quick and wrong"].errors == pytest.approx([0.2, 0.2])
-    assert fastest(ways[1:2], [DRAW], [EXACT], [0.1], kept) is None
 
 
 def test_wrong_numbers_are_not_timed() -> None:
@@ -64,8 +50,39 @@ def test_padding_waste() -> None:
 
 def test_words() -> None:
     assert euler().words() == "euler 0.02, float32"
-    assert Choice("ab2", 0.05, "midpoint", 0.2, torch.bfloat16).words() == "ab2 0.05, auxiliary midpoint 0.2, bfloat16"
-    assert Choice("rk4", 0.0, "rk4", 0.5, steps=2).words() == "rk4 2 steps, auxiliary rk4 0.5, float32"
+    ab2 = Choice("ab2", 0.05, torch.bfloat16)
+    assert ab2.with_auxiliary(ab2) == "ab2 0.05, bfloat16"
+    assert ab2.with_auxiliary(Choice("midpoint", 0.2, torch.bfloat16)) == "ab2 0.05, auxiliary midpoint 0.2, bfloat16"
+    two = Choice("rk4", steps=2)
+    assert two.with_auxiliary(Choice("rk4", 0.5)) == "rk4 2 steps, auxiliary rk4 0.5, float32"
+    assert DiffraxChoice("rows", "Ralston", 0.1).words() == "Ralston rows 0.1"
+
+
+def test_a_run_that_fails_leaves_what_it_knew(tmp_path: Path) -> None:
+    record = Record(tmp_path, "compare")
+    record.add(gemm={"bfloat16": 1.0})
+    record.add(limit=[2.0])
+    unfinished = tmp_path / "compare-unfinished.json"
+    assert json.loads(unfinished.read_text("utf-8")) == {"gemm": {"bfloat16": 1.0}, "limit": [2.0]}
+    record.finish("the table")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.json", "compare.txt"]
+    assert (tmp_path / "compare.txt").read_text("utf-8") == "the table\n"
+
+
+def test_the_table_shows_what_was_searched() -> None:
+    trials = [
+        {"choice": "ab2 3 steps, bfloat16", "seconds": [0.1], "error": [0.09]},
+        {"choice": "ab2 6 steps, bfloat16", "seconds": [0.2, 0.3], "error": [0.01, 0.03]},
+    ]
+    results = {
+        "gemm": {"mkl_float32": 100.0, "onednn_float32": 200.0, "onednn_over_mkl": 2.0, "bfloat16": 400.0},
+        "conditions": {"end": {"processor": "P"}, "draws": 2},
+        "padding_waste": [2.5], "allowed_error": [0.05, 0.05], "ways": {}, "table": [], "sequential_mlps": [],
+        "searched": {"mfd_fast": {"pairs": 4, "best": None, "tried": {"teacher": trials, "auxiliary": trials[1:]}}},
+    }  # fmt: skip
+    lines = list(table_lines(results))
+    assert lines[-3].startswith("tried by mfd_fast, 4 pairs")
+    assert lines[-2] == "  teacher: ab2 3 steps, bfloat16 (100, 0.090*); ab2 6 steps, bfloat16 (250, 0.020)"
 
 
 def test_figures(tmp_path: Path) -> None:
@@ -74,7 +91,7 @@ def test_figures(tmp_path: Path) -> None:
     scaling: dict[str, Any] = {axis: {"1": case, "2": case} for axis in ("rows", "step_size", "width", "depth")}
     results = {
         "ways": {"torchode Euler 0.02": measured},
-        "tried_at_equal_error": {"mfd_fast compiled: ab2 0.05": measured, "diffrax Heun, rescaled 4": measured},
+        "work_precision": [{"who": "diffrax", "way": "Heun rescaled 4 + Heun rescaled 2", **measured}],
         "scaling": {"base": {"rows": 1.0, "step_size": 1.0, "width": 1.0, "depth": 1.0}, **scaling},
     }
     figures.draw_all(results, tmp_path, "test")

@@ -14,6 +14,7 @@ from mfd_fast.models import build_model
 from peers import loops
 from peers.guided import guided
 from peers.libraries import torchdiffeq_lock_step
+from search import DIFFRAX_GRID
 from workload import Draw, conditions, gradient_error
 
 
@@ -89,25 +90,29 @@ def test_networks_in_jax(built: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "options"),
+    ("choices", "options"),
     [
-        (DiffraxChoice("rows", "Euler", 0.05, 0.1), {"step_size": 0.05, "auxiliary_step_size": 0.1}),
-        (DiffraxChoice("rescaled", "Midpoint", 3, 3), {"steps": 3, "solver": "midpoint"}),
+        (
+            [DiffraxChoice("rows", "Euler", 0.05), DiffraxChoice("rows", "Euler", 0.1)],
+            {"step_size": 0.05, "auxiliary_step_size": 0.1},
+        ),
+        ([DiffraxChoice("rescaled", "Midpoint", 3)], {"steps": 3, "solver": "midpoint"}),
     ],
     ids=["rows", "rescaled"],
 )
-def test_diffrax(choice: DiffraxChoice, options: dict[str, Any], pair: Pair, draw: Draw) -> None:
+def test_diffrax(choices: list[DiffraxChoice], options: dict[str, Any], pair: Pair, draw: Draw) -> None:
     pytest.importorskip("diffrax", reason="diffrax and jax are extras")
-    u = Diffrax(pair).way(choice).run(draw)
+    u = Diffrax(pair).way(*choices).run(draw)
     own = mfd_fast.mean_velocity_pair(pair.teacher, pair.auxiliary, *draw[:3], **options, **conditions(draw))
     for ours, theirs in zip(own, u, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
 
 
 def test_diffrax_with_tolerance(pair: Pair, draw: Draw) -> None:
-    pytest.importorskip("diffrax", reason="diffrax and jax are extras")
+    diffrax = pytest.importorskip("diffrax", reason="diffrax and jax are extras")
+    assert all(hasattr(diffrax, choice.solver) for choices in DIFFRAX_GRID.values() for choice in choices)
     fine = mfd_fast.mean_velocity_pair(
         pair.teacher, pair.auxiliary, *draw[:3], solver="rk4", step_size=0.02, **conditions(draw)
     )
-    u = Diffrax(pair).way(DiffraxChoice("adaptive", "Bosh3", 1e-4, 1e-4)).run(draw)
+    u = Diffrax(pair).way(DiffraxChoice("adaptive", "Bosh3", 1e-4)).run(draw)
     assert gradient_error(u, fine) < 1e-2
