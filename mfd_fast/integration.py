@@ -13,7 +13,7 @@ from mfd_fast.preparing import prepared
 from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import RolloutOptions
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
-from mfd_fast.rollout.fused import integrate_quickly
+from mfd_fast.rollout.fused import Quick, integrate_quickly
 from mfd_fast.rollout.problem import Problem
 from mfd_fast.rollout.result import Rollout, SuccessfulRollout
 from mfd_fast.rollout.runners import Choice, choose_runner
@@ -72,16 +72,11 @@ def run_quickly(
     options: RolloutOptions,
     condition: Condition | None,
     guidance: Guidance,
-) -> tuple[Rollout, RolloutStats] | None:
+) -> Quick | None:
     """The rollout of the plainest arguments of `make_problem` by the fused runner, or None."""
     if guidance.interval is not None or guidance.every != 1:
         return None
-    quick = integrate_quickly(field, x, t, r, options, condition, guidance.negative_condition, guidance.scale)
-    if quick is None:
-        return None
-    rollout, cost, reason = quick
-    evaluations = rollout.calls if cost == 1 else rollout.calls * cost
-    return rollout, RolloutStats(evaluations, rollout.steps, rollout.status, "fused", reason, None)
+    return integrate_quickly(field, x, t, r, options, condition, guidance.negative_condition, guidance.scale)
 
 
 def run(

@@ -136,7 +136,10 @@ def mean_velocity(
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     arguments = (field, x, t, r, options, condition, guidance)
-    rollout, stats = run_quickly(*arguments) or run(make_problem(*arguments), options, return_stats, check_finite)
+    quick = run_quickly(*arguments)
+    if quick is not None:
+        return (quick.mean_velocity(), quick.stats()) if return_stats else quick.mean_velocity()
+    rollout, stats = run(make_problem(*arguments), options, return_stats, check_finite)
     return (rollout.mean_velocity, stats) if return_stats else rollout.mean_velocity
 
 
@@ -211,7 +214,11 @@ def integrate(
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     arguments = (field, x, t, r, options, condition, guidance)
-    rollout, stats = run_quickly(*arguments) or run(make_problem(*arguments), options, return_stats, check_finite)
+    quick = run_quickly(*arguments)
+    if quick is not None:
+        end = x.detach() + quick.displacement()
+        return (end, quick.stats()) if return_stats else end
+    rollout, stats = run(make_problem(*arguments), options, return_stats, check_finite)
     with torch.set_grad_enabled(options.with_gradient):
         end = x.to(rollout.displacement.dtype) + rollout.displacement
     return (end, stats) if return_stats else end

@@ -22,7 +22,7 @@ from mfd_fast.rollout.plan import make_plan
 from mfd_fast.rollout.problem import Problem
 from mfd_fast.rollout.result import Rollout, SuccessfulRollout
 from mfd_fast.solvers import TorchdiffeqSolver, get_solver
-from mfd_fast.types import Condition, VelocityField
+from mfd_fast.types import Condition, RolloutStats, VelocityField
 
 SOLVERS = ("euler", "ab2")
 
@@ -74,9 +74,24 @@ def run_fused(prepared: Sequence[PreparedFused]) -> list[Rollout]:
 class Quick(NamedTuple):
     """Outcome of a rollout that was checked and integrated in one call, with all rows successful."""
 
-    rollout: Rollout
+    outcome: Outcome
+    shape: torch.Size
     cost: int
     reason: str
+
+    def mean_velocity(self) -> Tensor:
+        """In the shape of the state."""
+        u = self.outcome.mean_velocity
+        return u if len(self.shape) == 2 else u.view(self.shape)
+
+    def displacement(self) -> Tensor:
+        """In the shape of the state."""
+        return self.outcome.displacement.view(self.shape)
+
+    def stats(self) -> RolloutStats:
+        """What `mfd_fast.mean_velocity` returns as statistics; few callers want them."""
+        calls, steps, status = self.outcome.counts.unbind(0)
+        return RolloutStats(calls * self.cost, steps, status, "fused", self.reason, None)
 
 
 def integrate_quickly(
@@ -119,7 +134,7 @@ def integrate_quickly(
         (outcome,) = mlp_rollouts([rollout])
     except (NotAnMLP, IndexError, TypeError, ValueError):
         return None
-    return Quick(_finished(x.shape, outcome), cost, reason) if outcome.succeeded else None
+    return Quick(outcome, x.shape, cost, reason) if outcome.succeeded else None
 
 
 def _reason(field: VelocityField, options: RolloutOptions) -> str | None:
