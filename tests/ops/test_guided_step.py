@@ -1,12 +1,8 @@
 """The guided solver step and the copying of rows: definitions, kernels in Triton's interpreter, and what is chosen."""
 
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -130,31 +126,11 @@ def arguments(case: StepCase | CopyCase) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def interpreted(interpret: Callable[..., dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What the kernels make of every case: ``CASE/RESULT``."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("needs triton")
-    folder = tmp_path_factory.mktemp("interpreter")
-    source, target = folder / "in.npz", folder / "out.npz"
     cases = STEP_CASES | COPY_CASES
-    np.savez(source, **{f"{case}/{name}": value for case in cases for name, value in arguments(cases[case]()).items()})
-    finished = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            str(Path(__file__).with_name("interpret_rollout.py")),
-            str(source),
-            str(target),
-        ],
-        env=os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    with np.load(target, allow_pickle=False) as results:
-        return dict(results)
+    given = {f"{case}/{name}": value for case in cases for name, value in arguments(cases[case]()).items()}
+    return interpret("interpret_rollout.py", given)
 
 
 def result(interpreted: dict[str, np.ndarray], case: str, name: str, like: Tensor) -> Tensor:

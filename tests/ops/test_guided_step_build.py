@@ -1,11 +1,6 @@
 """The kernels of scheduled rollouts compile for every supported GPU, within its registers. No GPU is needed."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,27 +10,10 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
 ]
 
+BUILD = "build_rollout.py"
 CAPABILITIES = [80, 86, 89, 90, 100, 120]
 STEPS = ["euler-float32", "ab2-guided-bfloat16", "rk4-guided-bfloat16", "rk4-guided-float64", "ab2-odd-width"]
 CASES = [*STEPS, "ab2-scalars", "copy-float32-to-bfloat16", "copy-labels"]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("build")
-    target = folder / "built.json"
-    environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache"), "TRITON_DEFAULT_FP_FUSION": "0"}
-    environment.pop("TRITON_INTERPRET", None)
-    program = Path(__file__).with_name("build_rollout.py")
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(target)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(target.read_text("utf-8"))
 
 
 def one(built: list[dict[str, Any]], capability: int, case: str) -> dict[str, Any]:

@@ -1,11 +1,7 @@
 """Fused MLP rollouts against their definition: the C++ core with every width of vectors, Triton in its interpreter."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,20 +238,8 @@ def test_program_is_the_forward_of_the_network() -> None:
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    pytest.importorskip("triton", reason="needs triton")
-    target = tmp_path_factory.mktemp("interpreted") / "out.npz"
-    program = Path(__file__).with_name("interpret_mlp_rollout.py")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(target)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return dict(np.load(target, allow_pickle=False))
+def interpreted(interpret: Callable[..., dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return interpret("interpret_mlp_rollout.py")
 
 
 @pytest.mark.slow

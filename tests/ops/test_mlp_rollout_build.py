@@ -1,11 +1,6 @@
 """The kernel of the fused MLP rollout compiles for every supported GPU, within its registers. No GPU is needed."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,25 +9,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
 ]
+BUILD = "build_mlp_rollout.py"
+SWITCHES: dict[str, str] = {}
 CAPABILITIES = [80, 86, 89, 90, 100, 120]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("build")
-    target = folder / "built.json"
-    environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache")}
-    environment.pop("TRITON_INTERPRET", None)
-    program = Path(__file__).with_name("build_mlp_rollout.py")
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(target)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(target.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

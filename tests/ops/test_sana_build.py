@@ -1,11 +1,6 @@
 """The kernels of SANA compile for every supported GPU, within its registers. No GPU is needed."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,24 +9,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
 ]
+BUILD = "build_sana.py"
 CAPABILITIES = [80, 86, 89, 90, 100, 120]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("build")
-    environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache"), "TRITON_DEFAULT_FP_FUSION": "0"}
-    environment.pop("TRITON_INTERPRET", None)
-    program = Path(__file__).with_name("build_sana.py")
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(folder / "built.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads((folder / "built.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

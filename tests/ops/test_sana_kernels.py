@@ -3,13 +3,8 @@
 The interpreter computes products of bfloat16 wrongly (it takes their bits for integers), so 16-bit cases are float16.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -68,11 +63,8 @@ DTYPES = ("float32", "float16")
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def interpreted(interpret: Callable[..., dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What the kernels make of every case: ``CASE DTYPE``."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("needs triton")
-    folder = tmp_path_factory.mktemp("interpreter")
     given: dict[str, np.ndarray] = {}
     for name, make in CASES.items():
         for dtype in DTYPES:
@@ -80,18 +72,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarra
             given |= {f"{name} {dtype}/{key}": value.numpy() for key, value in case.arguments.items()}
             settings = case.settings | {"dtype": dtype, "kernel": case.kernel, "arguments": list(case.arguments)}
             given[f"{name} {dtype}/settings"] = np.array(json.dumps(settings))
-    np.savez(folder / "in.npz", **given)
-    program = Path(__file__).with_name("interpret_sana.py")
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(folder / "in.npz"), str(folder / "out.npz")],
-        env=os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    with np.load(folder / "out.npz", allow_pickle=False) as results:
-        return dict(results)
+    return interpret("interpret_sana.py", given)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,13 +1,8 @@
 """The Triton kernels of the step control in Triton's interpreter, and which implementation is chosen when."""
 
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -135,26 +130,10 @@ def arguments(proposal: Proposal) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def interpreted(interpret: Callable[..., dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What the kernels make of every case: ``CASE/RESULT``."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("needs triton")
-    folder = tmp_path_factory.mktemp("interpreter")
-    source, target = folder / "in.npz", folder / "out.npz"
     given = {f"{case}/{name}": array for case, make in CASES.items() for name, array in arguments(make()).items()}
-    np.savez(source, **given)
-    program = Path(__file__).with_name("interpret_step_control.py")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "0"}
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(source), str(target)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    with np.load(target, allow_pickle=False) as results:
-        return dict(results)
+    return interpret("interpret_step_control.py", given)
 
 
 def clearly_decided(proposal: Proposal) -> Tensor:

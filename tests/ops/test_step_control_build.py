@@ -1,11 +1,6 @@
 """The kernels of the step control compile for every supported GPU, within its registers. No GPU is needed."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,27 +10,10 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
 ]
 
+BUILD = "build_step_control.py"
 CAPABILITIES = [80, 86, 89, 90, 100, 120]
 ONE_LAUNCH = ["64-float32", "64-float64"]
 TWO_LAUNCHES = ["100-float32", "32768-float32", "32768-float64"]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("build")
-    target = folder / "built.json"
-    environment = os.environ | {"TRITON_CACHE_DIR": str(folder / "cache"), "TRITON_DEFAULT_FP_FUSION": "0"}
-    environment.pop("TRITON_INTERPRET", None)
-    program = Path(__file__).with_name("build_step_control.py")
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(target)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(target.read_text("utf-8"))
 
 
 def select(built: list[dict[str, Any]], capability: int, case: str) -> list[dict[str, Any]]:
