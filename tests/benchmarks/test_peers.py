@@ -49,10 +49,10 @@ def runs(pair: Pair) -> dict[str, Run]:
 def test_same_numbers(name: str, pair: Pair, draw: Draw) -> None:
     if name.startswith("torchode"):
         pytest.importorskip("torchode", reason="torchode is an extra")
-    expected = Own(pair).way(euler(), "eager").run(draw)
+    expected = Own(pair).way(euler(), runner="eager").run(draw)
     for u, own in zip(runs(pair)[name](draw), expected, strict=True):
         torch.testing.assert_close(u, own, rtol=1e-4, atol=1e-4)
-    assert gradient_error(expected, Own(pair).way(euler(0.1), "eager").run(draw)) > 1e-2
+    assert gradient_error(expected, Own(pair).way(euler(0.1), runner="eager").run(draw)) > 1e-2
 
 
 def test_rescaled_lock_step_takes_the_steps_of_the_widest_row(pair: Pair, draw: Draw) -> None:
@@ -66,7 +66,7 @@ def test_rescaled_lock_step_takes_the_steps_of_the_widest_row(pair: Pair, draw: 
 
 
 def test_released_loop_rounds_times_to_thousandths(pair: Pair, draw: Draw) -> None:
-    own, loop = Own(pair).way(euler(), "eager"), released_loop(pair, torch.float32)
+    own, loop = Own(pair).way(euler(), runner="eager"), released_loop(pair, torch.float32)
     for t, r, exact in ((0.7, 0.1, True), (0.7004, 0.1004, False)):
         moved = draw._replace(t=torch.full((5,), t), r=torch.full((5,), r))
         error = gradient_error(loop.run(moved), own.run(moved))
