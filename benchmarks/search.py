@@ -57,11 +57,6 @@ DIFFRAX_GRID: dict[str, tuple[DiffraxChoice, ...]] = {
 DIVERGED = 1e9
 
 
-def some_of(grid: dict[str, tuple[Any, ...]], every: int = 3) -> dict[str, tuple[Any, ...]]:
-    """Every third choice of a grid, for a quick run."""
-    return {role: choices[1::every] for role, choices in grid.items()}
-
-
 class Trial(NamedTuple):
     """What one choice for one field showed, draw by draw."""
 
