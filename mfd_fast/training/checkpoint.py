@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mfd_fast.storage import make_folder, read_json, read_tensors, sha256, sync, write_json, write_tensors
+from mfd_fast.storage import check_name, make_folder, read_json, read_tensors, sha256, sync, write_json, write_tensors
 
 PREFIX = "update-"
 MANIFEST = "manifest.json"
@@ -122,8 +122,7 @@ def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / MANIFEST} does not list files with their bytes and sha256") from error
     for name in files:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}", name):
-            raise ValueError(f"{path} lacks {name[:100]}: that is no name of a file in it")
+        check_name(name, f"{path / MANIFEST} is wrong: a file")
     if STATE not in files:
         raise ValueError(f"{path / MANIFEST} does not list {STATE}")
     return files

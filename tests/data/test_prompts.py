@@ -154,7 +154,7 @@ def test_padding_inside_is_kept_and_at_the_end_is_not() -> None:
         ({"format": 2}, "format 2, this version reads 1"),
         ({"prompts": 4}, "rows do not add up"),
         ({"width": 0}, "width must be a whole number above 0"),
-        ({"negative": {"file": "../a", "rows": 1, "sha256": ""}}, "a file of this folder"),
+        ({"negative": {"file": "../a", "rows": 1, "sha256": ""}}, "a shard must be a plain name"),
         ({"shards": [3]}, "not an index"),
         ({"sample_shape": ["a"]}, "sample_shape must be"),
     ],

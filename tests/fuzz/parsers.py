@@ -5,22 +5,26 @@ import io
 import json
 import pickle
 import tarfile
-import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from inputs import Parser, folder, in_file
 from safetensors.torch import save
+from weights_inputs import WEIGHTS_PARSERS
 
 from mfd_fast.config import Settings
 from mfd_fast.data.cifar10 import cifar10
 from mfd_fast.data.pickled_batch import read_pickled_batch
 from mfd_fast.data.prompt_file import read_prompts
-from mfd_fast.data.prompt_store import read_index
+from mfd_fast.experiments.base import Work
+from mfd_fast.experiments.no_auxiliary import NO_AUXILIARY
+from mfd_fast.experiments.running import _cell, finding_of
 from mfd_fast.npz import read_arrays
+from mfd_fast.pipelines import read_schedule
 from mfd_fast.report.grid import load_picture
 from mfd_fast.report.record import read_run
 from mfd_fast.run_folder import network_from_description
@@ -28,31 +32,6 @@ from mfd_fast.settings_io import from_toml, load_settings, to_toml
 from mfd_fast.storage import read_json, read_tensors
 from mfd_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from mfd_fast.training.monitor import cut_log
-
-
-class Parser(NamedTuple):
-    """One way into the package."""
-
-    parse: Callable[[bytes], object]
-    seeds: Callable[[], list[bytes]]
-    errors: tuple[type[Exception], ...] = (ValueError,)
-
-
-@cache
-def folder() -> Path:
-    """A folder for the files of this process."""
-    return Path(tempfile.mkdtemp(prefix="fuzz-"))
-
-
-def in_file(name: str, parse: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """``parse`` of a file with the content."""
-
-    def call(content: bytes) -> object:
-        path = folder() / name
-        path.write_bytes(content)
-        return parse(path)
-
-    return call
 
 
 def toml(content: bytes) -> object:
@@ -172,14 +151,44 @@ def pictures() -> list[bytes]:
 
 
 PROMPTS = b'image\tprompt\n1.jpg\ta cat\t5.0\tx\n{"prompt": "a cat"}\n'
-SHARD = {"file": "a.safetensors", "rows": 1, "sha256": "00"}
-INDEX = {"format": 1, "prompts": 1, "width": 4, "longest": 3, "shards": [SHARD], "negative": SHARD}
-EMPTY = {"source": {}, "encoder": {}, "sample_shape": [4, 4, 4]}
 
 
 def prompt_file(content: bytes) -> object:
     ending, _, rest = content.partition(b"\x00")
     return in_file(f"a.{ending.decode()}" if ending in (b"tsv", b"jsonl", b"txt") else "a.tsv", read_prompts)(rest)
+
+
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_flow_sigmas": True}
+
+
+def scheduler(content: bytes) -> object:
+    place = folder() / "pipeline" / "scheduler"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "scheduler_config.json").write_bytes(content)
+    return read_schedule(place.parent)
+
+
+IDENTITY = {"experiment": "no-auxiliary", "versions": {"mfd_fast": "1"}}
+CELLS = ("with", "without")
+
+
+@cache
+def experiment_cells() -> list[bytes]:
+    """What the cells of an experiment keep."""
+    settings, place = replace(NO_AUXILIARY.quick, updates=20), folder() / "experiment"
+    for cell in CELLS:
+        _cell(NO_AUXILIARY, settings, cell, Work(0, place, {}), IDENTITY)
+    return [(place / f"{cell}.json").read_bytes() for cell in CELLS]
+
+
+def experiment(content: bytes) -> object:
+    """The finding of an experiment of which one cell was spoilt."""
+    good, place = experiment_cells(), folder() / "experiment"
+    results = {}
+    for cell, kept in zip(CELLS, (good[0], content), strict=True):
+        (place / f"{cell}.json").write_bytes(kept)
+        results[cell] = [_cell(NO_AUXILIARY, NO_AUXILIARY.quick, cell, Work(0, place, {}), IDENTITY)["result"]]
+    return finding_of(NO_AUXILIARY, results, place)
 
 
 PARSERS = {
@@ -200,6 +209,8 @@ PARSERS = {
     ),
     "record": Parser(record, lambda: [json.dumps(one).encode() for one in RECORDS.values()]),
     "prompts": Parser(prompt_file, lambda: [kind + b"\x00" + PROMPTS for kind in (b"tsv", b"jsonl", b"txt")]),
-    "prompt-index": Parser(in_file("index.json", read_index), lambda: [json.dumps(INDEX | EMPTY).encode()]),
     "picture": Parser(in_file("a.png", load_picture), pictures, (ValueError, OSError, SyntaxError)),
+    "scheduler": Parser(scheduler, lambda: [json.dumps(SCHEDULER).encode()]),
+    "experiment": Parser(experiment, experiment_cells),
+    **WEIGHTS_PARSERS,
 }

@@ -214,9 +214,9 @@ def _fewer_tokens(folder: Path) -> None:
     [
         (_drop_index, FileNotFoundError, r"has no index\.json: make it with mfd-fast convert-occfm"),
         (_cut_file, ValueError, r"frames-0001\.safetensors should have \d+ bytes, there is \d+ bytes"),
-        (_other_version, ValueError, r"index\.json has format .* version 9, expected .* version 1"),
+        (_other_version, ValueError, r"index\.json: has format .* version 9, expected .* version 1"),
         (_fewer_keys, ValueError, r"index\.json is not an index of occupancy latents: KeyError\('latent_shape'\)"),
-        (_fewer_tokens, ValueError, r"index\.json lists 12 frames in files and another number in scenes"),
+        (_fewer_tokens, ValueError, r"index\.json: lists 12 frames in files and another number in scenes"),
     ],
 )
 def test_damaged_folders_are_named(
@@ -233,7 +233,7 @@ def test_files_that_do_not_hold_what_the_index_says(tmp_path: Path) -> None:
     path = tmp_path / "out" / "frames-0001.safetensors"
     size = path.stat().st_size
     path.write_bytes(b"\xff" * size)
-    with pytest.raises(ValueError, match=r"frames-0001\.safetensors is not a valid safetensors file"):
+    with pytest.raises(ValueError, match=r"frames-0001\.safetensors is not a file of frames"):
         FramesOnDisk(tmp_path / "out").read("latents", 8, 2)
     write_tensors(path, {"latents": torch.zeros(4, 4, 2, 1), "trajectory": torch.zeros(4, 2)})
     index = read_json(tmp_path / "out" / "index.json")
