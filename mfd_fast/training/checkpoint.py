@@ -9,7 +9,7 @@ before; only then older ones go. So there is no moment without a good checkpoint
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,15 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    folder: Path,
+    update: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    *,
+    spared: Collection[str] = (),
 ) -> Path:
-    """Write ``folder/update-NNNNNN``; delete all but the newest ``keep`` up to it, and any of later updates.
+    """Write ``folder/update-NNNNNN``; delete any of later updates, and all but the newest ``keep`` and the ``spared``.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched then.
@@ -70,7 +76,8 @@ def save_checkpoint(
     checkpoints = list_checkpoints(folder)
     newest = checkpoints.index(final)
     # Those after it are damaged or of a course that was given up; kept, they would push good ones out.
-    for other in checkpoints[: max(0, newest + 1 - keep)] + checkpoints[newest + 1 :]:
+    older = [path for path in checkpoints[: max(0, newest + 1 - keep)] if path.name not in spared]
+    for other in older + checkpoints[newest + 1 :]:
         delete_checkpoint(other)
     return final
 
@@ -161,8 +168,10 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
-    """Delete all but the newest ``keep`` that verify; returns what went. With none that verifies nothing goes.
+def prune_checkpoints(folder: Path, keep: int, *, spared: Collection[str] = ()) -> list[Path]:
+    """Delete all but the newest ``keep`` that verify, and those of them called ``spared``; returns what went.
+
+    With none that verifies nothing goes.
 
     Raises:
         ValueError: keep is below 1.
@@ -176,7 +185,8 @@ def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
         except (ValueError, OSError):
             continue
         good.append(path)
-    gone = [path for path in list_checkpoints(folder) if path not in good[:keep]] if good else []
+    staying = good[:keep] + [path for path in good if path.name in spared]
+    gone = [path for path in list_checkpoints(folder) if path not in staying] if good else []
     for path in gone:
         delete_checkpoint(path)
     return gone

@@ -20,18 +20,21 @@ from mfd_fast.config import Settings
 from mfd_fast.data.cifar10 import cifar10
 from mfd_fast.data.pickled_batch import read_pickled_batch
 from mfd_fast.data.prompt_file import read_prompts
+from mfd_fast.distillation import load_student
 from mfd_fast.experiments.base import Work
 from mfd_fast.experiments.no_auxiliary import NO_AUXILIARY
 from mfd_fast.experiments.running import _cell, finding_of
+from mfd_fast.models import build_model, describe_model
 from mfd_fast.npz import read_arrays
 from mfd_fast.pipelines import read_schedule
 from mfd_fast.report.grid import load_picture
 from mfd_fast.report.record import read_run
-from mfd_fast.run_folder import network_from_description
+from mfd_fast.run_folder import RunFolder, network_from_description
 from mfd_fast.settings_io import from_toml, load_settings, to_toml
 from mfd_fast.storage import read_json, read_tensors
 from mfd_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from mfd_fast.training.monitor import cut_log
+from mfd_fast.training.scores import SCORES, Score, best_names, write_score
 
 
 def toml(content: bytes) -> object:
@@ -129,6 +132,42 @@ def description(content: bytes) -> object:
     return network_from_description(value, {}) if "factory" not in value else None
 
 
+@cache
+def finished_run() -> Path:
+    """A run folder with networks and a checkpoint that has a score."""
+    run = RunFolder(folder() / "finished")
+    network = build_model("mlp", (2,), 3, width=8, depth=1)
+    described = describe_model(network)
+    student = {"network": described, "roles": "full", "lora": None, "steps": 1, "shift": 1.0, "sampler": "euler"}
+    student |= {"gamma": 0.0, "second_time": False, "precision": "float32", "sample_shape": [2]}
+    student |= {"label_counts": [1, 2, 3], "value_range": None, "condition_names": []}
+    run.write_network("teacher", dict(network.state_dict()), described)
+    run.write_network("student", dict(network.state_dict()), student)
+    path = save_checkpoint(run.distill_checkpoints(), 1, {"student": {"a": torch.ones(2)}}, {"done": 1}, 1)
+    write_score(path, Score(0.5, "distance of points, 60 samples, seed 0"))
+    return run.path
+
+
+def student(content: bytes) -> object:
+    path = finished_run() / "student.json"
+    kept = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        return load_student(finished_run()).sample(2)
+    finally:
+        path.write_bytes(kept)
+
+
+def scores(content: bytes) -> object:
+    place = RunFolder(finished_run()).distill_checkpoints()
+    (place / SCORES).write_bytes(content)
+    return best_names(place)
+
+
+def scores_seed() -> list[bytes]:
+    return [(RunFolder(finished_run()).distill_checkpoints() / SCORES).read_bytes()]
+
+
 RECORDS = {
     "metrics.json": {"teacher": {"1": 2.0}, "student": {"1": 1.0}, "seconds": {"a": 1.0}, "recall": {"student": 0.5}},
     "student.json": {"network": {"model": "mlp"}, "steps": 1, "value_range": [-1, 1]},
@@ -207,6 +246,8 @@ PARSERS = {
     "description": Parser(
         description, lambda: [json.dumps(one).encode() for one in DESCRIPTIONS], (ValueError, TypeError)
     ),
+    "student": Parser(student, lambda: [(finished_run() / "student.json").read_bytes()], (ValueError, TypeError)),
+    "scores": Parser(scores, cache(scores_seed)),
     "record": Parser(record, lambda: [json.dumps(one).encode() for one in RECORDS.values()]),
     "prompts": Parser(prompt_file, lambda: [kind + b"\x00" + PROMPTS for kind in (b"tsv", b"jsonl", b"txt")]),
     "picture": Parser(in_file("a.png", load_picture), pictures, (ValueError, OSError, SyntaxError)),
