@@ -286,6 +286,18 @@ def test_weights_that_compiled_code_cannot_read(change: Callable[[nn.Module], ob
         op.mlp_rollouts([rollout])
 
 
+def test_what_32_bits_cannot_place_is_refused() -> None:
+    builder = ProgramBuilder(2)
+    program = builder.program(sequential(2, [5], "silu").mlp_program(builder))
+    op.check_places(program, 2**31 - 1)
+    with pytest.raises(NotAnMLP, match="too large for the kernel's 32-bit places"):
+        op.check_places(program, 2**31)
+    wide = Program((2, 1, 3, *(2**16 for _ in program.widths[3:])), program.ops, program.time_ops, 3, program.inputs)
+    assert max(wide.widths[one.src] * wide.widths[one.dst] for one in wide.ops) >= 2**31
+    with pytest.raises(NotAnMLP, match="too large for the kernel's 32-bit places"):
+        op.check_places(wide, 0)
+
+
 def test_program_is_the_forward_of_the_network() -> None:
     torch.manual_seed(0)
     network = package_mlp(depth=3)
