@@ -110,6 +110,7 @@ CASES: dict[str, Callable[[], list[MLPRollout]]] = {
         ],
     ),
     "empty": case(4, lambda: [rollout_of(package_mlp(), 0, 6, two_step=True)]),
+    "empty, scales by row": case(4, lambda: [rollout_of(package_mlp(), 0, 6, two_step=True, guided="rows")]),
     **{
         f"sequential, {name}": case(
             5 + number,
