@@ -38,9 +38,8 @@ def with_spoilt(files: Callable[[], dict[str, bytes]], name: str, parse: Callabl
     def call(content: bytes) -> object:
         place = folder() / f"with-{name}-{parse.__name__}"
         place.mkdir(exist_ok=True)
-        for other, good in good_files().items():
+        for other, good in files().items():
             (place / other).write_bytes(content if other == name else good)
         return parse(place)
 
-    good_files = cache(files)
-    return Parser(call, lambda: [good_files()[name]])
+    return Parser(call, lambda: [files()[name]])

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def pickled(value: object) -> list[bytes]:
     return [pickle.dumps(value, protocol=protocol) for protocol in (2, 4, 5)]
 
 
+@cache
 def converted() -> dict[str, bytes]:
     """A converted split."""
     place = folder() / "converted"
@@ -87,6 +89,7 @@ def torch_files() -> list[bytes]:
     return files
 
 
+@cache
 def encoded() -> dict[str, bytes]:
     """Two encoded prompts and the negative one."""
     rows = {"embeds": torch.ones(5, 4), "mask": torch.ones(5, dtype=torch.uint8), "ends": torch.tensor([2, 5])}

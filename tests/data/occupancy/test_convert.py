@@ -209,9 +209,33 @@ def _fewer_tokens(folder: Path) -> None:
     write_json(folder / "index.json", index)
 
 
+def _change(*path: str | int, value: object) -> Callable[[Path], None]:
+    """Puts a value somewhere into the index."""
+
+    def change(folder: Path) -> None:
+        index = read_json(folder / "index.json")
+        inner = index
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = value
+        write_json(folder / "index.json", index)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "kind", "message"),
     [
+        (
+            _change("files", 0, "file", value="../a"),
+            ValueError,
+            r"index\.json: a file must be a plain name, got '\.\./a'",
+        ),
+        (_change("files", 0, "file", value="/etc/hostname"), ValueError, "a file must be a plain name"),
+        (_change("scenes", 0, "name", value=".."), ValueError, r"a scene must be a plain name, got '\.\.'"),
+        (_change("scenes", 0, "tokens", 1, value="a/b"), ValueError, "a token must be a plain name, got 'a/b'"),
+        (_change("files", 0, "frames", value=-1), ValueError, "frames must be a whole number above 0, got -1"),
+        (_change("latent_shape", 1, value=2.0), ValueError, r"latent_shape must be a whole number above 0, got 2\.0"),
         (_drop_index, FileNotFoundError, r"has no index\.json: make it with mfd-fast convert-occfm"),
         (_cut_file, ValueError, r"frames-0001\.safetensors should have \d+ bytes, there is \d+ bytes"),
         (_other_version, ValueError, r"index\.json: has format .* version 9, expected .* version 1"),
