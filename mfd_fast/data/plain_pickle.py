@@ -8,7 +8,7 @@ than the file, and no container that came from the file is hashed or shown.
 
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from mfd_fast.data.plain_arrays import Array, Inert, Refused, Type, array_from_buffer, encode, scalar
 
@@ -33,7 +33,7 @@ def read_plain_pickle(stream: BinaryIO, progress: Callable[[int], None] | None =
         raise ValueError(f"not a readable pickle of arrays: {error or type(error).__name__}") from error
 
 
-def check_keys(stream: BinaryIO) -> None:
+def check_keys(stream: IO[bytes]) -> None:
     """Look over a pickle that another restricted reader will read: keys and members of sets must be texts or numbers.
 
     Tuples in tuples, each twice in the next, would take for ever to be hashed. What the pickle calls is left blank.
@@ -124,7 +124,7 @@ class _Machine:
         }
         self._grown: list[Any] = []
 
-    def run(self, stream: BinaryIO, progress: Callable[[int], None] | None) -> Any:
+    def run(self, stream: IO[bytes], progress: Callable[[int], None] | None) -> Any:
         """The value that the pickle describes."""
         for number, (code, argument, position) in enumerate(pickletools.genops(stream)):
             name = code.name

@@ -166,6 +166,17 @@ def test_damaged_indices_are_refused(encode: Callable[..., Path], change: dict[s
         read_index(path)
 
 
+def test_files_that_vanish_are_named_when_they_are_needed(encode: Callable[..., Path]) -> None:
+    out = encode()
+    store = PromptStore(out)
+    before = store.row(0)[0].clone()
+    for path in out.glob("shard-*"):
+        path.unlink()
+    assert torch.equal(store.row(0)[0], before)
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors is missing"):
+        store.row(store.index.prompts - 1)
+
+
 def test_damaged_shards_are_refused(encode: Callable[..., Path]) -> None:
     out = encode()
     tensors = {"embeds": torch.zeros(3, 16), "mask": torch.ones(3, dtype=torch.uint8), "ends": torch.tensor([2, 1])}

@@ -269,6 +269,17 @@ def test_files_that_do_not_hold_what_the_index_says(tmp_path: Path) -> None:
         FramesOnDisk(tmp_path / "out").read("latents", 8, 2)
 
 
+def test_files_that_vanish_are_named_when_they_are_needed(tmp_path: Path) -> None:
+    convert(*written(tmp_path), tmp_path / "out", frames_per_file=8)
+    frames = FramesOnDisk(tmp_path / "out")
+    before = frames.read("latents", 0, 5)
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    assert torch.equal(frames.read("latents", 0, 5), before)
+    with pytest.raises(ValueError, match=r"frames-0001\.safetensors is not a file of frames: .*[Nn]o such file"):
+        frames.read("latents", 8, 2)
+
+
 # Windows, against OccFM's own way of finding and cutting them, restated.
 
 
