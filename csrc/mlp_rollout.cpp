@@ -153,7 +153,9 @@ void check(const MlpRollout& rollout) {
   require(program.output > 1 && program.output < program.slots && !program.of_time[program.output] &&
               program.widths[program.output] == program.widths[0],
           "the output must be like the state");
-  require(rollout.groups == 1 || (rollout.groups == 2 && rollout.guidance_scale != nullptr), "guidance is malformed");
+  // A tensor without rows has no address.
+  const bool has_scale = rollout.guidance_scale != nullptr || rollout.rows == 0;
+  require(rollout.groups == 1 || (rollout.groups == 2 && has_scale), "guidance is malformed");
   for (std::int64_t i = 0; i < program.all_ops; ++i) {
     check_op(program, program.ops[i], i < program.time_ops, rollout.inputs_per_group);
     if (program.ops[i].code == kGather) check_indices(rollout, program.ops[i]);

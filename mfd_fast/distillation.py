@@ -37,6 +37,9 @@ from mfd_fast.training.zero_roles import ZeroRoles
 from mfd_fast.types import Rows
 
 DEFAULT_NEEDS = Needs()
+NEEDED_OF_STUDENT = (
+    *("network", "roles", "lora", "steps", "shift", "precision", "sample_shape", "label_counts", "value_range"),
+)
 GRID_SIDE = 10
 """Rows and columns of the sample grids."""
 
@@ -164,7 +167,12 @@ def distill(
 
 
 def load_student(
-    run: Path | str, network: nn.Module | None = None, device: str = "cpu", *, pipeline: Path | str | None = None
+    run: Path | str,
+    network: nn.Module | None = None,
+    device: str = "cpu",
+    *,
+    pipeline: Path | str | None = None,
+    trust_code: bool = False,
 ) -> Student:
     """The finished student of a run; ``load_student(run).sample(16)`` makes samples.
 
@@ -174,16 +182,18 @@ def load_student(
             weights.
         device: where to put it.
         pipeline: folder or hub id of the pipeline, for runs whose teacher came from one (default: the run's own).
+        trust_code: import and call the factory that the run names, for runs whose teacher came from one. It runs what
+            the folder asks for: only for runs of your own, or of people you trust.
 
     Raises:
         FileNotFoundError: the run has no student yet, or its pipeline is no longer there.
-        ValueError: the files do not fit each other.
+        ValueError: the files do not fit each other or are damaged, or the run needs ``network`` or ``trust_code``.
     """
     folder = RunFolder(Path(run))
-    description = folder.read_description("student")
+    description = read_student_description(folder)
     state = folder.read_tensors("student")
     if description["roles"] == "lora":
-        base = backbone(folder, description, network, pipeline).to(device)
+        base = backbone(folder, description, network, pipeline, trust_code=trust_code).to(device)
         lora = description["lora"]
         roles = low_rank_roles(base, lora["rank"], lora["alpha"], lora["targets"])
         roles.load_state_dict("student", state)
@@ -193,7 +203,9 @@ def load_student(
         second_time = bool(description.get("second_time", False))
         if "pipeline" in description["network"] and network is None:
             network = pipeline_network(folder, description, pipeline)
-        built: Any = build_from_description(description["network"]) if network is None else network
+        built: Any = network
+        if built is None:
+            built = build_from_description(description["network"], state, trust_code=trust_code)
         field = with_weights(built.with_second_time() if second_time else built, state).to(device)
     counts, value_range = description["label_counts"], description["value_range"]
     return Student(
@@ -211,13 +223,47 @@ def load_student(
     )
 
 
+def read_student_description(folder: RunFolder) -> dict[str, Any]:
+    """What `student_description` wrote; ValueError if it is not all there."""
+    description = folder.read_description("student")
+    path = folder.path / "student.json"
+    lacking = [name for name in NEEDED_OF_STUDENT if name not in description]
+    if lacking:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(lacking)}")
+    lora, counts, value_range = (description[name] for name in ("lora", "label_counts", "value_range"))
+    low_rank = isinstance(lora, dict) and {"rank", "alpha", "targets"} <= lora.keys()
+    for name, right in (
+        ("network", isinstance(description["network"], dict)),
+        ("precision", description["precision"] in list(PRECISIONS)),
+        ("lora", low_rank or description["roles"] != "lora"),
+        ("steps", type(description["steps"]) is int),
+        ("sample_shape", _numbers(description["sample_shape"], int)),
+        ("label_counts", counts is None or _numbers(counts, int)),
+        ("value_range", value_range is None or (_numbers(value_range, int, float) and len(value_range) == 2)),
+    ):
+        if not right:
+            raise ValueError(f"{path} is damaged: {name} is {description[name]!r:.80}")
+    return description
+
+
+def _numbers(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and all(type(item) in kinds for item in value)
+
+
 def backbone(
-    folder: RunFolder, description: Mapping[str, Any], network: nn.Module | None, pipeline: Path | str | None
+    folder: RunFolder,
+    description: Mapping[str, Any],
+    network: nn.Module | None,
+    pipeline: Path | str | None,
+    *,
+    trust_code: bool = False,
 ) -> nn.Module:
     """The frozen network below a low-rank student."""
     if "pipeline" in description["network"]:
         return network or pipeline_network(folder, description, pipeline)
-    return folder.read_teacher() if network is None else with_weights(network, folder.read_tensors("teacher"))
+    if network is None:
+        return folder.read_teacher(trust_code=trust_code)
+    return with_weights(network, folder.read_tensors("teacher"))
 
 
 def pipeline_network(folder: RunFolder, description: Mapping[str, Any], pipeline: Path | str | None) -> nn.Module:

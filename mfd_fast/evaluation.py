@@ -36,20 +36,23 @@ def evaluate_run(
     classifier: DigitsClassifier | None = None,
     decoder: Decoder | None = None,
     phases: Phases | None = None,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Sample teacher and student with the same noise and condition, measure them, write ``metrics.json`` and samples.
 
     The teacher is sampled by Euler steps as ``settings.evaluate`` says; the student with its own steps. Fréchet
     distances are to all real samples, training and held-out, for as many samples as there are real ones; occupancy is
     scored by IoU (`mfd_fast.occupancy`). Samples are drawn on the device of ``settings.run``; ValueError if it is not
-    there.
+    there. ``trust_code`` is as in `mfd_fast.load_student`.
     """
     phases = phases or Phases()
     if isinstance(dataset, OccupancyDataset):
-        metrics = score_forecasts(run, settings, dataset, make_samplers(run, settings, dataset), decoder, phases)
+        metrics = score_forecasts(
+            run, settings, dataset, make_samplers(run, settings, dataset, trust_code), decoder, phases
+        )
     else:
         with phases.phase("sample"):
-            samples = draw_samples(run, settings, dataset)
+            samples = draw_samples(run, settings, dataset, trust_code)
         with phases.phase("evaluate"):
             metrics = summarise(sample_report(dataset, classifier, samples), settings)
     previous = read_json(run.path / "metrics.json") if (run.path / "metrics.json").is_file() else {}
@@ -59,10 +62,10 @@ def evaluate_run(
     return metrics
 
 
-def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, Student]:
+def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset, trust_code: bool = False) -> dict[str, Student]:
     """``teacher-STEPS`` for every number of steps of ``settings.evaluate``, and ``student-STEPS``."""
     device = choose_device(settings.run.device, "run.device")
-    teacher = run.read_teacher().to(device)
+    teacher = run.read_teacher(trust_code=trust_code).to(device)
     task = Task.from_dataset(dataset, teacher)
     field: VelocityField = teacher
     if settings.evaluate.teacher_guidance_scale != 1.0:
@@ -79,17 +82,19 @@ def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[
         value_range=task.value_range,
     )
     makers = {f"teacher-{steps}": replace(sampler, steps=steps) for steps in settings.evaluate.teacher_steps}
-    student = load_student(run.path, device=str(device))
+    student = load_student(run.path, device=str(device), trust_code=trust_code)
     return makers | {f"student-{student.steps}": student}
 
 
-def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, tuple[Tensor, Tensor | None]]:
+def draw_samples(
+    run: RunFolder, settings: Settings, dataset: Dataset, trust_code: bool = False
+) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``.
 
     Labels are drawn as often as the data have them, other conditions are those of the first training samples. Beside
     the samples ``data.npz`` keeps as many training samples, for the report.
     """
-    makers = make_samplers(run, settings, dataset)
+    makers = make_samplers(run, settings, dataset, trust_code)
     n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
     kept = torch.arange(min(n, len(dataset.x)))
     condition = {name: rows[torch.arange(n) % len(rows)] for name, rows in dataset.conditions.items()}

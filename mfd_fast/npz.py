@@ -1,6 +1,7 @@
 """Arrays from an npz file that somebody else may have made: no pickle, and no size is believed before it is checked."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +14,8 @@ MOST_BYTES = 8 << 30
 """Most that the arrays of one file may take, unless the caller knows better."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _KINDS = "biuf"
+_HEADER_DAMAGES = (ValueError, SyntaxError, tokenize.TokenError, TypeError, RecursionError, MemoryError)
+"""numpy takes a header as Python's words for a dictionary."""
 _DAMAGES = (
     *(ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError),
     OSError,  # a place outside of the file
@@ -53,7 +56,7 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
             raise ValueError(f"{entry.filename}: format version {version} is not known")
         try:
             shape, column_order, dtype = _HEADERS[version](file)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        except _HEADER_DAMAGES as error:
             raise ValueError(f"{entry.filename}: its header cannot be read") from error
         if dtype.kind not in _KINDS or dtype.hasobject:
             raise ValueError(f"{entry.filename}: expected numbers, got {dtype}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from mfd_fast.storage import read_json
 
 PIPELINES: dict[str, str] = {"sana": "mfd_fast.models.sana:load_network"}
 """By ``model.name``: ``load(folder, dtype) -> nn.Module``, which loads the transformer as a velocity network."""
@@ -70,7 +71,7 @@ def read_schedule(folder: Path) -> FlowSchedule | None:
     if not path.is_file():
         return None
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(path)
         shift = float(config.get("flow_shift", config.get("shift", 1.0)))
         name = config.get("_class_name")
     except (ValueError, TypeError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """The folder of a run: where each file is, and how networks are kept in it."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from mfd_fast.config import Settings
-from mfd_fast.models import build_model, model_from_description
+from mfd_fast.models import build_model
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.settings_io import from_toml, to_toml
 from mfd_fast.storage import read_json, read_tensors, write_json, write_tensors, write_text
@@ -70,45 +71,76 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: the run has no such network yet.
+            ValueError: the file is damaged.
         """
         if not self.has_network(role):
             raise FileNotFoundError(f"{self.path} has no {role} yet ({role}.json and {role}.safetensors)")
-        description: dict[str, Any] = read_json(self.path / f"{role}.json")
+        description = read_json(self.path / f"{role}.json")
+        if not isinstance(description, dict):
+            raise ValueError(f"{self.path / role}.json must hold an object, got {type(description).__name__}")
         return description
 
     def read_tensors(self, role: str) -> dict[str, torch.Tensor]:
         """The weights of ``role``."""
         return read_tensors(self.path / f"{role}.safetensors")
 
-    def read_teacher(self) -> nn.Module:
-        """The teacher with its weights."""
-        return network_from_description(self.read_description("teacher"), self.read_tensors("teacher"))
+    def read_teacher(self, *, trust_code: bool = False) -> nn.Module:
+        """The teacher with its weights; errors and ``trust_code`` as in `build_from_description`."""
+        description, tensors = self.read_description("teacher"), self.read_tensors("teacher")
+        return network_from_description(description, tensors, trust_code=trust_code)
 
 
-def network_from_description(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
+def network_from_description(
+    description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, trust_code: bool = False
+) -> nn.Module:
     """A network of this package or of the user's factory with weights, in evaluation mode.
 
     Raises:
-        ValueError: the weights do not fit.
+        ValueError: the weights do not fit, or as `build_from_description`.
     """
-    return with_weights(build_from_description(description), tensors)
+    return with_weights(build_from_description(description, tensors, trust_code=trust_code), tensors)
 
 
-def build_from_description(description: dict[str, Any]) -> nn.Module:
-    """A new network of this package or of the user's factory; ValueError if only the user's code can build it."""
+def build_from_description(
+    description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, trust_code: bool = False
+) -> nn.Module:
+    """A new network of this package, or of the factory that the run folder names, for weights like ``tensors``.
+
+    Args:
+        description: as it lies in the run folder.
+        tensors: the weights that come with it; a network that needs far more is not built.
+        trust_code: import and call a factory; without it no code of others runs.
+
+    Raises:
+        ValueError: only the user's code can build it, or it is not trusted.
+    """
     if "factory" in description:
-        from mfd_fast.user_code import call_factory
-
-        return call_factory(description["factory"])
+        return _call_trusted(description["factory"], trust_code)
     if "class" in description:
         raise ValueError(
             f"only your code can build this run's {description['class']}: pass a module built as the teacher was "
             f"(load_student(run, network=...))"
         )
-    return model_from_description(description)
+    from mfd_fast.models.limits import model_for_weights
+
+    return model_for_weights(description, tensors)
 
 
-def with_weights(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+def _call_trusted(factory: Any, trusted: bool) -> nn.Module:
+    """The module of a factory that a run folder names, if the user trusts it."""
+    if not isinstance(factory, str):
+        raise ValueError(f"factory must be a text package.module:name, got {type(factory).__name__}")
+    if not trusted:
+        raise ValueError(
+            f"the network of this run is made by {factory!r}, and to make it that module must be imported, which runs "
+            f"its code. Where you know it, as in a run of your own, pass --trust-code (in Python trust_code=True)"
+        )
+    from mfd_fast.user_code import call_factory
+
+    return call_factory(factory)
+
+
+def with_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """``module`` ready for use: with these weights, frozen and in evaluation mode; ValueError if they do not fit."""
     try:
         module.load_state_dict(tensors)

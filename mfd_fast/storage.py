@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LONGEST_NAME = 255
+"""Bytes in the name of a file, on every file system in use."""
+
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and move it there; a failure leaves no trace."""
@@ -106,6 +109,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, KeyError, AttributeError, RuntimeError, ValueError) as error:
         # Beside its own error: a type that this torch does not have, a shape beyond 64 bits.
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+
+
+def check_name(name: Any, what: str) -> str:
+    """``name`` if it is that of a file or folder right in another one; ValueError if it leads anywhere else."""
+    plain = isinstance(name, str) and not name.startswith(".") and not set(name) & set("/\\\0")
+    if not plain or not 0 < len(os.fsencode(name)) <= LONGEST_NAME:
+        raise ValueError(f"{what} must be a plain name, got {name!r:.80}")
+    return str(name)
+
+
+def check_count(value: Any, what: str) -> int:
+    """``value`` if it is a whole number from 1 on that a file can hold that many of; else ValueError."""
+    if type(value) is not int or not 1 <= value < 2**40:
+        raise ValueError(f"{what} must be a whole number above 0, got {value!r:.80}")
+    return value
 
 
 def sha256(path: Path) -> str:

@@ -127,7 +127,10 @@ def test_the_student_of_a_package_network_is_loaded_by_its_folder(roles: str, pr
 def test_the_student_of_a_factory_is_loaded_by_its_folder(roles: str, user_module: Any, tmp_path: Path) -> None:
     settings = tiny(f"distill.roles={roles}", "distill.lora_rank=2")
     student = distill(seeded(user_module.make), settings, PLAIN, tmp_path / "run", factory="users_network:make")
-    assert torch.equal(load_student(tmp_path / "run").sample(6), student.sample(6))
+    with pytest.raises(ValueError, match=r"is made by 'users_network:make'.* pass --trust-code"):
+        load_student(tmp_path / "run")
+    assert torch.equal(load_student(tmp_path / "run", trust_code=True).sample(6), student.sample(6))
+    assert torch.equal(load_student(tmp_path / "run", user_module.make()).sample(6), student.sample(6))
 
 
 @pytest.mark.parametrize("roles", ["full", "lora"])

@@ -88,14 +88,39 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
 def test_only_its_code_builds_a_users_class() -> None:
     with pytest.raises(ValueError, match="only your code can build this run's somewhere:Net"):
-        network_from_description({"class": "somewhere:Net"}, {})
+        network_from_description({"class": "somewhere:Net"}, {}, trust_code=True)
 
 
-def test_a_factory_is_called() -> None:
-    weights = dict(nn.Identity().state_dict())
-    assert isinstance(network_from_description({"factory": "torch.nn:Identity"}, weights), nn.Identity)
+def test_a_factory_is_called_where_it_is_trusted() -> None:
+    factory = {"factory": "torch.nn:Identity"}
+    assert isinstance(network_from_description(factory, {}, trust_code=True), nn.Identity)
+    with pytest.raises(
+        ValueError, match=r"made by 'torch\.nn:Identity'.* pass --trust-code \(in Python trust_code=True"
+    ):
+        network_from_description(factory, {})
     with pytest.raises(ValueError, match="there is no module 'nowhere'"):
-        network_from_description({"factory": "nowhere:make"}, weights)
+        network_from_description({"factory": "nowhere:make"}, {}, trust_code=True)
+    with pytest.raises(ValueError, match=r"factory must be a text package\.module:name, got list"):
+        network_from_description({"factory": []}, {}, trust_code=True)
+
+
+HUGE = {
+    "width": {"options": {"width": 10**12}},
+    "depth": {"options": {"depth": 10**12}},
+    "beyond 64 bits": {"options": {"width": 10**19}},
+    "shape": {"sample_shape": [10**6, 10**6]},
+    "classes": {"num_classes": 10**13},
+}
+
+
+@pytest.mark.parametrize("part", HUGE)
+def test_a_network_far_larger_than_its_weights_is_refused_before_it_is_made(part: str) -> None:
+    model = small()
+    description = describe_model(model) | {"options": {}} | HUGE[part]
+    with pytest.raises(
+        ValueError, match=r"needs more than \d+ numbers, its weights have fewer|cannot be built as described"
+    ):
+        network_from_description(description, dict(model.state_dict()))
 
 
 def test_a_damaged_description_is_refused(run: RunFolder) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfd_fast.cli.options import add_trust
 from mfd_fast.run_folder import RunFolder
 
 
@@ -27,6 +28,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     limit = recommend.add_mutually_exclusive_group()
     limit.add_argument("--max-error", type=float, help="cheapest with at most this relative error")
     limit.add_argument("--max-evaluations", type=float, help="most accurate with at most so many evaluations a row")
+    add_trust(recommend)
     recommend.set_defaults(run_command=run_recommend)
 
     doctor = commands.add_parser("doctor", help="what is active on this machine and why not; checks a field of yours")
@@ -125,7 +127,7 @@ def run_recommend(options: argparse.Namespace) -> int:
         raise ValueError(f"--rows must be at least 1, got {options.rows}")
     run = RunFolder(options.folder)
     settings = run.read_settings()
-    teacher = run.read_teacher()
+    teacher = run.read_teacher(trust_code=options.trust_code)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     task = Task.from_dataset(dataset, teacher)
     generator = make_generator(settings.run.seed, "recommend")

@@ -47,6 +47,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """``--trust-code``, for commands that build the network of a run."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import and run the factory that the run folder names: only for a run of your own, or one that you trust",
+    )
+
+
 def parse_seconds(text: str) -> float:
     """Seconds as a number, or ``[HH:]MM:SS`` as schedulers write it; above 0."""
     parts = text.split(":")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mfd_fast.cli.options import add_run, add_settings, open_run, read_settings, resume_choice
+from mfd_fast.cli.options import add_run, add_settings, add_trust, open_run, read_settings, resume_choice
 from mfd_fast.cli.pictures import add_picture_options, evaluate_pictures, is_picture_folder
 from mfd_fast.cli.pipelines import (
     add_pipeline,
@@ -58,6 +58,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     distill.add_argument(
         "--dry-run", action="store_true", help="rehearse on a tiny stand-in without data; print plan and estimates"
     )
+    add_trust(distill)
     distill.set_defaults(run_command=run_distill)
 
     sample = commands.add_parser("sample", help="generate with a finished student")
@@ -71,6 +72,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sample.add_argument("--prompts", metavar="FILE", type=Path, help="a picture for each prompt: .txt, .jsonl or .tsv")
     add_pipeline(sample)
     sample.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    add_trust(sample)
     sample.set_defaults(run_command=run_sample)
 
     for name, function, help_text in (
@@ -85,6 +87,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
             command.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
             command.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
             command.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
+            add_trust(command)
         command.set_defaults(run_command=function)
 
 
@@ -162,15 +165,21 @@ def run_distill(options: argparse.Namespace) -> int:
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     data: Any = dataset
+    factory = options.teacher
     if settings.model.pipeline is not None:
         teacher, data = pipeline_teacher(settings, dataset, context.device, download=options.download)
     elif options.teacher is not None:
         teacher = load_teacher(options.teacher, options.weights)
     else:
-        teacher = (run if options.teacher_run is None else RunFolder(options.teacher_run)).read_teacher()
-    distill(teacher, settings, data, run.path, resume=resume_choice(options), factory=options.teacher, context=context)
+        source = run if options.teacher_run is None else RunFolder(options.teacher_run)
+        teacher = source.read_teacher(trust_code=options.trust_code)
+        factory = source.read_description("teacher").get("factory")
+    distill(teacher, settings, data, run.path, resume=resume_choice(options), factory=factory, context=context)
     if context.world.is_main:
-        print(f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png")
+        trust = " --trust-code" if factory else ""
+        print(
+            f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png{trust}"
+        )
     return 0
 
 
@@ -204,7 +213,8 @@ def run_sample(options: argparse.Namespace) -> int:
     if given:
         raise ValueError(f"{', '.join(given)}: this student does not come from a pipeline")
     options.num = SAMPLES if options.num is None else options.num
-    student = load_student(run.path, device=str(choose_device(options.device, "--device")))
+    device = str(choose_device(options.device, "--device"))
+    student = load_student(run.path, device=device, trust_code=options.trust_code)
     value_range = run.read_description("student")["value_range"]
     if options.grid is not None and value_range is None:
         raise ValueError("--grid: the samples of this student are no pictures; use --out")
@@ -271,7 +281,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         device = choose_device(settings.run.device, "run.device")
         decoder = load_decoder(options.occfm_repo, options.occfm_checkpoint, dataset.sample_shape[1], device)
     phases = Phases()
-    finish(run, evaluate_run(run, settings, dataset, decoder=decoder, phases=phases), phases)
+    trusted = options.trust_code
+    finish(run, evaluate_run(run, settings, dataset, decoder=decoder, phases=phases, trust_code=trusted), phases)
     return 0
 
 

@@ -8,7 +8,7 @@ than the file, and no container that came from the file is hashed or shown.
 
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from mfd_fast.data.plain_arrays import Array, Inert, Refused, Type, array_from_buffer, encode, scalar
 
@@ -31,6 +31,20 @@ def read_plain_pickle(stream: BinaryIO, progress: Callable[[int], None] | None =
         return _resolve(_Machine().run(stream, progress), {})
     except _BROKEN as error:
         raise ValueError(f"not a readable pickle of arrays: {error or type(error).__name__}") from error
+
+
+def check_keys(stream: IO[bytes]) -> None:
+    """Look over a pickle that another restricted reader will read: keys and members of sets must be texts or numbers.
+
+    Tuples in tuples, each twice in the next, would take for ever to be hashed. What the pickle calls is left blank.
+
+    Raises:
+        ValueError: other keys, or no pickle.
+    """
+    try:
+        _Outline().run(stream, None)
+    except _BROKEN as error:
+        raise ValueError(f"not a readable pickle: {error or type(error).__name__}") from error
 
 
 def _ndarray(*_: Any) -> Any:
@@ -110,7 +124,7 @@ class _Machine:
         }
         self._grown: list[Any] = []
 
-    def run(self, stream: BinaryIO, progress: Callable[[int], None] | None) -> Any:
+    def run(self, stream: IO[bytes], progress: Callable[[int], None] | None) -> Any:
         """The value that the pickle describes."""
         for number, (code, argument, position) in enumerate(pickletools.genops(stream)):
             name = code.name
@@ -127,7 +141,7 @@ class _Machine:
             elif name in _CONSTANTS:
                 self._stack.append(_CONSTANTS[name])
             elif name in ("GLOBAL", "STACK_GLOBAL"):
-                self._stack.append(_named(argument if name == "GLOBAL" else " ".join(self._pop(2))))
+                self._stack.append(self._named(argument if name == "GLOBAL" else " ".join(self._pop(2))))
             elif name == "STOP":
                 return self._stack.pop()
             else:
@@ -160,6 +174,12 @@ class _Machine:
         self._grown = values
         return self._stack[-1]
 
+    def _named(self, name: Any) -> Any:
+        """What stands in for a function or class."""
+        if name not in _ALLOWED:
+            raise Refused(f"the pickle asks for {str(name).replace(' ', '.')}, which is refused")
+        return _Name(_ALLOWED[name])
+
     def _reduce(self) -> None:
         function, arguments = self._pop(2)
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
@@ -173,10 +193,45 @@ class _Machine:
         self._stack[-1].set_state(state, lambda value: _resolve(value, {}))
 
 
-def _named(name: Any) -> _Name:
-    if name not in _ALLOWED:
-        raise Refused(f"the pickle asks for {str(name).replace(' ', '.')}, which is refused")
-    return _Name(_ALLOWED[name])
+class _Blank(Inert):
+    """Stands in for anything that a pickle calls or makes."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    extend = update = __init__
+
+
+def _hashing(items: Any = (), *_: Any) -> _Blank:
+    """Stands in for the classes that hash what they are given."""
+    if not isinstance(items, dict):
+        _scalars(list(items))
+    return _Blank()
+
+
+class _Outline(_Machine):
+    """The machine for pickles of which only the keys are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps |= {"BINPERSID": lambda: self._blank(1), "NEWOBJ": lambda: self._blank(2)}
+
+    def _blank(self, taken: int) -> None:
+        self._pop(taken)
+        self._stack.append(_Blank())
+
+    def _build(self) -> None:
+        self._stack.pop()
+
+    def _named(self, name: Any) -> _Name:
+        return _Name(_hashing if str(name).rpartition(" ")[2] in _HASHING else _Blank)
+
+    def _grow(self, kind: type[Any], values: list[Any]) -> Any:
+        self._grown = values
+        return self._stack[-1] if isinstance(self._stack[-1], _Blank) else super()._grow(kind, values)
+
+
+_HASHING = frozenset(("OrderedDict", "Counter", "dict", "set", "frozenset"))
 
 
 def _scalars(values: list[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mfd_fast.storage import read_json, sha256, write_json, write_tensors
+from mfd_fast.storage import check_count, check_name, read_json, sha256, write_json, write_tensors
 
 INDEX = "index.json"
 FORMAT = 1
@@ -69,7 +69,7 @@ def read_index(path: Path) -> PromptIndex:
             _shard(value["negative"]),
             dict(value["source"]),
             dict(value["encoder"]),
-            None if shape is None else tuple(_whole(side, "sample_shape") for side in shape),
+            None if shape is None else tuple(check_count(side, "sample_shape") for side in shape),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not an index of encoded prompts: {error}") from error
@@ -79,20 +79,13 @@ def read_index(path: Path) -> PromptIndex:
 
 
 def _shard(entry: Any) -> Shard:
-    name, digest = entry["file"], entry["sha256"]
-    if not isinstance(name, str) or not isinstance(digest, str) or not name or Path(name).name != name or "\0" in name:
-        raise ValueError(f"a shard must be a file of this folder, got {name!r}")
-    return Shard(name, _count(entry, "rows"), digest)
+    if not isinstance(entry["sha256"], str):
+        raise ValueError(f"a digest must be a text, got {entry['sha256']!r}")
+    return Shard(check_name(entry["file"], "a shard"), _count(entry, "rows"), entry["sha256"])
 
 
 def _count(value: Any, name: str) -> int:
-    return _whole(value[name], name)
-
-
-def _whole(value: Any, name: str) -> int:
-    if type(value) is not int or not 1 <= value < 2**40:
-        raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
-    return value
+    return check_count(value[name], name)
 
 
 def pack(embeds: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -233,5 +232,8 @@ def latent_shape(folder: Path) -> tuple[int, ...] | None:
     path = folder / "transformer" / "config.json"
     if not path.is_file():
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return (config["in_channels"], config["sample_size"], config["sample_size"])
+    try:
+        config = read_json(path)
+        return (config["in_channels"], config["sample_size"], config["sample_size"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not say which latents its transformer is made for: {error!r}") from error

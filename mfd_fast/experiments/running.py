@@ -58,11 +58,21 @@ def run_experiment(name: str, experiment: Experiment[Any], folder: Path, *, quic
             "seeds": seeds,
             "machine": machine,
             "seconds": round(seconds, 1),
-            "finding": experiment.finding(results),
+            "finding": finding_of(experiment, results, folder),
             "cells": results,
         }
         write_results(experiment, results, result, folder)
     return result
+
+
+def finding_of(experiment: Experiment[Any], results: Results, folder: Path) -> str:
+    """The text about the results; ValueError if what was kept of them in ``folder`` is not what a cell finds."""
+    try:
+        return experiment.finding(results)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"the results kept in {folder} are damaged ({error!r:.200}): delete {folder}/seed-* to compute them again"
+        ) from error
 
 
 def write_results(experiment: Experiment[Any], results: Results, result: Result, folder: Path) -> None:
@@ -87,9 +97,11 @@ def _cell(experiment: Experiment[Any], settings: Any, cell: str, work: Work, ide
     """The kept result of a cell, or a new one."""
     path = work.folder / f"{cell}.json"
     if path.is_file():
-        kept: Result = read_json(path)
-        if kept["identity"] != identity:
+        kept = read_json(path)
+        if not isinstance(kept, dict) or kept.get("identity") != identity:
             raise ValueError(f"{path} is of other settings or another version: give another folder with --out")
+        if not isinstance(kept.get("result"), dict) or type(kept.get("seconds")) not in (int, float):
+            raise ValueError(f"{path} holds no result: delete it to compute it again")
         return kept
     work.folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

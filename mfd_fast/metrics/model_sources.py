@@ -6,10 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mfd_fast.storage import read_tensors
+from mfd_fast.torch_files import read_torch_file
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,7 @@ def read_extra(source: Source) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         content: Any = read_tensors(path)
     else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch names no class for a damaged file
-            raise ValueError(f"{path} does not hold plain weights: {' '.join(str(error).split())[:200]}") from error
+        content = read_torch_file(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -21,6 +21,8 @@ PREFIX = "transformer."
 METADATA = "lora_adapter_metadata"
 """Under which diffusers keeps rank and alpha, as JSON."""
 A, B = ".lora_A", ".lora_B"
+ALPHA_LIMIT = 1e9
+"""Above any alpha that makes sense; larger ones, and what is not finite, are damage."""
 
 
 def lora_for_diffusers(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -79,13 +81,13 @@ def read_lora(path: Path | str) -> tuple[dict[str, Tensor], dict[str, float]]:
         plain = _with_prefix(name.removesuffix(".weight").replace(".default", ""))
         if plain.endswith((A, B)) and value.dim() == 2:
             state[plain] = value.float()
-        elif plain.endswith(".alpha"):
-            alphas[plain.removesuffix(".alpha")] = float(value)
+        elif plain.endswith(".alpha") and value.numel() == 1:
+            alphas[plain.removesuffix(".alpha")] = value.item()
         else:
             strange.append(name)
     if strange or not state:
         raise ValueError(f"{file} is not a plain LoRA of a transformer: {', '.join(strange[:3]) or 'no lora_A in it'}")
-    return state, _scales(state, alphas, _metadata(file))
+    return state, _scales(state, alphas, _metadata(file), file)
 
 
 def load_lora(path: Path | str, roles: LoRARoles, role: str = "student") -> None:
@@ -151,24 +153,42 @@ def _with_prefix(name: str) -> str:
 
 
 def _metadata(file: Path) -> dict[str, Any]:
+    """What diffusers keeps of a LoRA beside its weights; empty for files of others."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
-        text = (opened.metadata() or {}).get(METADATA)
-    found: dict[str, Any] = {} if text is None else json.loads(text)
+        text = (opened.metadata() or {}).get(METADATA, "{}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: {METADATA} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: {METADATA} must be an object, got {type(found).__name__}")
     return {name.removeprefix(PREFIX): value for name, value in found.items()}
 
 
-def _scales(state: Mapping[str, Tensor], alphas: Mapping[str, float], config: Mapping[str, Any]) -> dict[str, float]:
+def _scales(
+    state: Mapping[str, Tensor], alphas: Mapping[str, float], config: Mapping[str, Any], file: Path
+) -> dict[str, float]:
     """``alpha / rank`` by layer: from an alpha of its own, else from the metadata, else 1."""
     if config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise ValueError("a LoRA with ranks or scales of its own for some layers is not supported")
-    scales = {}
-    for name, value in state.items():
-        if name.endswith(A):
-            layer, rank = name.removesuffix(A), value.shape[0]
-            scales[layer] = alphas.get(layer, float(config.get("lora_alpha", rank))) / rank
-    missing = {name.removesuffix(B) for name in state if name.endswith(B)} ^ scales.keys()
+        raise ValueError(f"{file}: a LoRA with ranks or scales of its own for some layers is not supported")
+    ranks = {name.removesuffix(A): value.shape[0] for name, value in state.items() if name.endswith(A)}
+    missing = {name.removesuffix(B) for name in state if name.endswith(B)} ^ ranks.keys()
     if missing:
-        raise ValueError(f"lora_A or lora_B is missing for {', '.join(sorted(missing)[:3])}")
-    return scales
+        raise ValueError(f"{file}: lora_A or lora_B is missing for {', '.join(sorted(missing)[:3])}")
+    for layer, rank in ranks.items():
+        columns = state[layer + B].shape[1]
+        if not rank or columns != rank:
+            raise ValueError(f"{file}: {layer} has {rank} rows in lora_A and {columns} columns in lora_B")
+    common = config.get("lora_alpha")
+    return {layer: _alpha(alphas.get(layer, common), rank, file) / rank for layer, rank in ranks.items()}
+
+
+def _alpha(value: Any, rank: int, file: Path) -> float:
+    """The alpha of a layer as the file has it, or its rank where it has none."""
+    if value is None:
+        return float(rank)
+    if type(value) not in (int, float) or not abs(value) < ALPHA_LIMIT:
+        raise ValueError(f"{file}: an alpha must be a number, got {value!r:.80}")
+    return float(value)

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from mfd_fast import native
 from mfd_fast.ops import launchers
-from mfd_fast.ops.mlp_program import FIELDS, Input, NotAnMLP, Program, evaluate_program
+from mfd_fast.ops.mlp_program import FIELDS, Code, Input, NotAnMLP, Program, evaluate_program
 from mfd_fast.types import Status
+
+PLACES = 2**31
+"""Places that 32 bits can count."""
 
 
 class StepCounter(Protocol):
@@ -237,6 +240,7 @@ class DeviceTable:
         program, block = rollout.program, self._kernels.BLOCK_ROWS
         starts = [block * sum(program.widths[:slot]) for slot in range(len(program.widths) + 1)]
         self.scratch_floats = max(self.scratch_floats, starts[-1] + block * program.widths[0])
+        check_places(program, self.scratch_floats)
         planned = planned_steps(rollout)
         run = planned if rollout.most_steps is None else planned.clamp(max=rollout.most_steps)
         outcome, groups, scale = _empty(rollout), len(rollout.conditions), rollout.guidance_scale
@@ -273,6 +277,13 @@ class DeviceTable:
         begin = len(self.integers)
         self.integers.extend(integers)
         return begin
+
+
+def check_places(program: Program, scratch_floats: int) -> None:
+    """The kernel counts places in scratch memory, and within one weight, in 32 bits; NotAnMLP where that is too few."""
+    weights = [program.widths[op.src] * program.widths[op.dst] for op in program.ops if op.code == Code.LINEAR]
+    if max(scratch_floats, *weights, 0) >= PLACES:
+        raise NotAnMLP(f"a layer or the features of {max(program.widths)} are too large for the kernel's 32-bit places")
 
 
 _FAST: dict[str, Callable[[Sequence[MLPRollout]], list[Outcome]]] = {"cpu": _run_core, "cuda": _run_triton}

@@ -175,7 +175,9 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
         train = f"mfd-fast train-teacher {options}\n" if record.teacher_log and not own else ""
         rows.append(("The same run again, in a new folder", f"{train}mfd-fast distill {options}{own}"))
     if record.student:
-        rows.append(("Samples from its student", f"mfd-fast sample {place} --num 64 --seed 0 --out samples.npz"))
-        rows.append(("Measure its student again", f"mfd-fast evaluate {place}"))
+        trust = " --trust-code" if "factory" in record.student_network else ""
+        sample = f"mfd-fast sample {place} --num 64 --seed 0 --out samples.npz{trust}"
+        rows.append(("Samples from its student", sample))
+        rows.append(("Measure its student again", f"mfd-fast evaluate {place}{trust}"))
     rows.append(("Write this page again", f"mfd-fast report {place}"))
     return rows

@@ -9,14 +9,14 @@ before; only then older ones go. So there is no moment without a good checkpoint
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mfd_fast.storage import make_folder, read_json, read_tensors, sha256, sync, write_json, write_tensors
+from mfd_fast.storage import check_name, make_folder, read_json, read_tensors, sha256, sync, write_json, write_tensors
 
 PREFIX = "update-"
 MANIFEST = "manifest.json"
@@ -46,9 +46,15 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, update: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    folder: Path,
+    update: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    *,
+    spared: Collection[str] = (),
 ) -> Path:
-    """Write ``folder/update-NNNNNN``; delete all but the newest ``keep`` up to it, and any of later updates.
+    """Write ``folder/update-NNNNNN``; delete any of later updates, and all but the newest ``keep`` and the ``spared``.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; earlier checkpoints are untouched then.
@@ -70,7 +76,8 @@ def save_checkpoint(
     checkpoints = list_checkpoints(folder)
     newest = checkpoints.index(final)
     # Those after it are damaged or of a course that was given up; kept, they would push good ones out.
-    for other in checkpoints[: max(0, newest + 1 - keep)] + checkpoints[newest + 1 :]:
+    older = [path for path in checkpoints[: max(0, newest + 1 - keep)] if path.name not in spared]
+    for other in older + checkpoints[newest + 1 :]:
         delete_checkpoint(other)
     return final
 
@@ -122,8 +129,7 @@ def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / MANIFEST} does not list files with their bytes and sha256") from error
     for name in files:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,250}", name):
-            raise ValueError(f"{path} lacks {name[:100]}: that is no name of a file in it")
+        check_name(name, f"{path / MANIFEST} is wrong: a file")
     if STATE not in files:
         raise ValueError(f"{path / MANIFEST} does not list {STATE}")
     return files
@@ -162,8 +168,10 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
-    """Delete all but the newest ``keep`` that verify; returns what went. With none that verifies nothing goes.
+def prune_checkpoints(folder: Path, keep: int, *, spared: Collection[str] = ()) -> list[Path]:
+    """Delete all but the newest ``keep`` that verify, and those of them called ``spared``; returns what went.
+
+    With none that verifies nothing goes.
 
     Raises:
         ValueError: keep is below 1.
@@ -177,7 +185,8 @@ def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
         except (ValueError, OSError):
             continue
         good.append(path)
-    gone = [path for path in list_checkpoints(folder) if path not in good[:keep]] if good else []
+    staying = good[:keep] + [path for path in good if path.name in spared]
+    gone = [path for path in list_checkpoints(folder) if path not in staying] if good else []
     for path in gone:
         delete_checkpoint(path)
     return gone

@@ -17,6 +17,7 @@ from mfd_fast.training.distributed import World
 from mfd_fast.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from mfd_fast.training.monitor import Monitor, Value
 from mfd_fast.training.optimizing import UpdateReport
+from mfd_fast.training.scores import best_kept
 from mfd_fast.training.skips import Skips
 from mfd_fast.training.unread import UnreadFlags
 
@@ -199,7 +200,9 @@ def _save(
                 "versions": versions(),
                 "training": training.numbers(),
             }
-            save_checkpoint(options.checkpoints, done, tensors, state, options.keep)
+            save_checkpoint(
+                options.checkpoints, done, tensors, state, options.keep, spared=best_kept(options.checkpoints)
+            )
         except (OSError, FloatingPointError) as error:
             failure = error
     if not world.any(failure is not None):

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mfd_fast.run_folder import RunFolder
 
@@ -65,7 +68,9 @@ def test_markup_in_a_run_folder_is_shown_and_not_obeyed(cli: Any, run: Path) -> 
     assert "&lt;b&gt;bold" in page
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../outside", "..", "", "a\x00b", ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/hostname", "a/../../outside", "..", "", "a\x00b", ".hidden", "9" * 256]
+)
 def test_names_in_a_manifest_stay_in_their_folder(name: str, cli: Any, run: Path) -> None:
     (checkpoint,) = (run / "checkpoints" / "distill").iterdir()
     manifest = json.loads((checkpoint / "manifest.json").read_text())
@@ -73,7 +78,7 @@ def test_names_in_a_manifest_stay_in_their_folder(name: str, cli: Any, run: Path
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     result = cli("checkpoint", "verify", run)
     assert result.code == 1
-    assert "that is no name of a file in it" in result.out
+    assert "a file must be a plain name, got " in result.out
 
 
 def test_a_link_that_leads_out_of_a_checkpoint_is_not_followed(cli: Any, run: Path) -> None:
@@ -81,6 +86,92 @@ def test_a_link_that_leads_out_of_a_checkpoint_is_not_followed(cli: Any, run: Pa
     (checkpoint / "state.json").rename(run / "elsewhere.json")
     os.symlink(run / "elsewhere.json", checkpoint / "state.json")
     assert cli("checkpoint", "verify", run).code == 1
+
+
+READERS = {
+    "sample": ("sample", "run", "--num", "4", "--out", "x.npz"),
+    "evaluate": ("evaluate", "run"),
+    "recommend": ("recommend", "run", "--rows", "4", "--max-error", "1"),
+    "distill": ("distill", "--run", "run", "--resume", "auto"),
+    "distill from it": ("distill", "--run", "other", "--teacher-run", "run"),
+}
+STRANGER = """
+import pathlib, torch
+pathlib.Path("ran").touch()
+class Make(torch.nn.Module):
+    num_classes = None
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Linear(2, 2)
+    def forward(self, x, t, **_):
+        return self.a(x)
+"""
+
+
+@pytest.fixture
+def strangers(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose folder names a module beside it, which leaves a mark when it is imported."""
+    from mfd_fast.storage import write_tensors
+
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    Path("stranger.py").write_text(STRANGER)
+    for role in ("teacher", "student"):
+        description = json.loads((run / f"{role}.json").read_text())
+        named = (
+            {"factory": "stranger:Make"}
+            if role == "teacher"
+            else {**description, "network": {"factory": "stranger:Make"}}
+        )
+        (run / f"{role}.json").write_text(json.dumps(named))
+        write_tensors(run / f"{role}.safetensors", {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2)})
+    return run
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_code_that_a_run_folder_names_runs_only_where_it_is_trusted(
+    command: str, cli: Any, refused: Any, strangers: Path, points: list[str]
+) -> None:
+    assert strangers.samefile("run")
+    arguments = [*READERS[command], *(points if command.startswith("distill") else ())]
+    if command == "distill":
+        shutil.rmtree(strangers / "checkpoints" / "distill")
+        (strangers / "student.json").unlink()
+    message = refused(*arguments)
+    assert "is made by 'stranger:Make'" in message
+    assert "pass --trust-code" in message
+    assert not Path("ran").exists()
+    assert cli(*arguments, "--trust-code").code == 0
+    assert Path("ran").exists()
+
+
+def test_other_commands_never_import_what_a_run_folder_names(cli: Any, strangers: Path) -> None:
+    for command in (
+        *(("report", strangers), ("info", strangers), ("export", strangers, "lora.safetensors")),
+        *(("checkpoint", action, strangers) for action in ("list", "inspect", "verify", "prune")),
+    ):
+        assert cli(*command).code in (0, 2), command
+    assert "run --num 64 --seed 0 --out samples.npz --trust-code" in (strangers / "report.html").read_text()
+    assert not Path("ran").exists()
+
+
+DAMAGED = {
+    "a list": [],
+    "little": {"network": {"model": "mlp"}, "steps": 1},
+    "no network": {"network": 3},
+    "another type": {"precision": []},
+    "lora of nothing": {"roles": "lora", "lora": None},
+    "text for steps": {"steps": "many"},
+    "text for a shape": {"sample_shape": 7},
+    "text for a range": {"value_range": {}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_description_of_a_student_is_an_error_in_words(damage: str, refused: Any, run: Path) -> None:
+    kept, spoilt = json.loads((run / "student.json").read_text()), DAMAGED[damage]
+    whole = spoilt if damage in ("a list", "little") else kept | spoilt
+    (run / "student.json").write_text(json.dumps(whole))
+    refused("sample", run, "--num", "2", "--out", "x.npz")
 
 
 def test_files_that_the_manifest_does_not_list_are_not_read(run: Path) -> None:

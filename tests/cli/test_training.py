@@ -255,10 +255,22 @@ def test_a_teacher_of_the_users_own(roles: str, cli: Any, weights: Path, points:
     assert "student in run/student.safetensors; try: mfd-fast sample run" in result.out
     run = RunFolder(Path("run"))
     assert run.read_description("teacher") == {"factory": "own_teacher:make"}
-    assert run.read_teacher()(torch.ones(1, 2), torch.ones(1)).abs().sum() > 0
-    assert load_student("run").sample(4).shape == (4, 2)
-    assert cli("sample", "run", "--num", "4", "--out", "samples.npz").code == 0
+    assert run.read_teacher(trust_code=True)(torch.ones(1, 2), torch.ones(1)).abs().sum() > 0
+    assert load_student("run", trust_code=True).sample(4).shape == (4, 2)
+    assert cli("sample", "run", "--num", "4", "--out", "samples.npz", "--trust-code").code == 0
     assert cli("info", "run").code == 0
+
+
+def test_a_run_of_the_users_own_factory_is_resumed(cli: Any, refused: Any, weights: Path, points: list[str]) -> None:
+    """With the same command as it began, or by the factory of its folder."""
+    teacher = ("--teacher", "own_teacher:make", "--weights", weights)
+    for again in (teacher, ("--trust-code",)):
+        shutil.rmtree("run", ignore_errors=True)
+        stopped = cli("distill", "--run", "run", *points, *teacher, "--time-limit", "0.000001")
+        assert stopped.code == 75
+        assert "own_teacher:make" in refused("distill", "--run", "run", *points, "--resume")
+        assert cli("distill", "--run", "run", *points, *again, "--resume").code == 0
+        assert RunFolder(Path("run")).read_description("student")["network"] == {"factory": "own_teacher:make"}
 
 
 WRONG_TEACHERS = {

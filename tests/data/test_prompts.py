@@ -154,7 +154,7 @@ def test_padding_inside_is_kept_and_at_the_end_is_not() -> None:
         ({"format": 2}, "format 2, this version reads 1"),
         ({"prompts": 4}, "rows do not add up"),
         ({"width": 0}, "width must be a whole number above 0"),
-        ({"negative": {"file": "../a", "rows": 1, "sha256": ""}}, "a file of this folder"),
+        ({"negative": {"file": "../a", "rows": 1, "sha256": ""}}, "a shard must be a plain name"),
         ({"shards": [3]}, "not an index"),
         ({"sample_shape": ["a"]}, "sample_shape must be"),
     ],
@@ -164,6 +164,17 @@ def test_damaged_indices_are_refused(encode: Callable[..., Path], change: dict[s
     write_json(path, json.loads(path.read_text()) | change)
     with pytest.raises(ValueError, match=words):
         read_index(path)
+
+
+def test_files_that_vanish_are_named_when_they_are_needed(encode: Callable[..., Path]) -> None:
+    out = encode()
+    store = PromptStore(out)
+    before = store.row(0)[0].clone()
+    for path in out.glob("shard-*"):
+        path.unlink()
+    assert torch.equal(store.row(0)[0], before)
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors is missing"):
+        store.row(store.index.prompts - 1)
 
 
 def test_damaged_shards_are_refused(encode: Callable[..., Path]) -> None:

@@ -139,7 +139,8 @@ def fuzz_with_atheris(name: str, seconds: int) -> None:
     started.mkdir(parents=True, exist_ok=True)
     for index, content in enumerate(PARSERS[name].seeds()):
         (started / f"seed-{index}").write_bytes(content)
-    limits = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=3000", f"-artifact_prefix={CORPUS / name}-"]
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)  # where what breaks the parser is put
+    limits = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=3000", f"-artifact_prefix={CORPUS / name}/"]
     atheris.Setup(
         [sys.argv[0], *limits, "-verbosity=0", "-print_final_stats=1", str(started)],
         lambda content: check(name, content),
@@ -168,7 +169,7 @@ def main() -> int:
     for name in options.names or PARSERS:
         if options.engine == "atheris":
             command = [sys.executable, __file__, name, "--seconds", str(options.seconds), "--engine", "atheris"]
-            subprocess.run(command, check=True)
+            broken += [name] * (subprocess.run(command, check=False).returncode != 0)
             continue
         resource.setrlimit(resource.RLIMIT_AS, (mapped + (2 << 30), resource.RLIM_INFINITY))
         try:

@@ -5,54 +5,36 @@ import io
 import json
 import pickle
 import tarfile
-import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from inputs import Parser, folder, in_file
 from safetensors.torch import save
+from weights_inputs import WEIGHTS_PARSERS
 
 from mfd_fast.config import Settings
 from mfd_fast.data.cifar10 import cifar10
 from mfd_fast.data.pickled_batch import read_pickled_batch
 from mfd_fast.data.prompt_file import read_prompts
-from mfd_fast.data.prompt_store import read_index
+from mfd_fast.distillation import load_student
+from mfd_fast.experiments.base import Work
+from mfd_fast.experiments.no_auxiliary import NO_AUXILIARY
+from mfd_fast.experiments.running import _cell, finding_of
+from mfd_fast.models import build_model, describe_model
 from mfd_fast.npz import read_arrays
+from mfd_fast.pipelines import read_schedule
 from mfd_fast.report.grid import load_picture
 from mfd_fast.report.record import read_run
-from mfd_fast.run_folder import network_from_description
+from mfd_fast.run_folder import RunFolder, network_from_description
 from mfd_fast.settings_io import from_toml, load_settings, to_toml
 from mfd_fast.storage import read_json, read_tensors
 from mfd_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from mfd_fast.training.monitor import cut_log
-
-
-class Parser(NamedTuple):
-    """One way into the package."""
-
-    parse: Callable[[bytes], object]
-    seeds: Callable[[], list[bytes]]
-    errors: tuple[type[Exception], ...] = (ValueError,)
-
-
-@cache
-def folder() -> Path:
-    """A folder for the files of this process."""
-    return Path(tempfile.mkdtemp(prefix="fuzz-"))
-
-
-def in_file(name: str, parse: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """``parse`` of a file with the content."""
-
-    def call(content: bytes) -> object:
-        path = folder() / name
-        path.write_bytes(content)
-        return parse(path)
-
-    return call
+from mfd_fast.training.scores import SCORES, Score, best_names, write_score
 
 
 def toml(content: bytes) -> object:
@@ -150,6 +132,42 @@ def description(content: bytes) -> object:
     return network_from_description(value, {}) if "factory" not in value else None
 
 
+@cache
+def finished_run() -> Path:
+    """A run folder with networks and a checkpoint that has a score."""
+    run = RunFolder(folder() / "finished")
+    network = build_model("mlp", (2,), 3, width=8, depth=1)
+    described = describe_model(network)
+    student = {"network": described, "roles": "full", "lora": None, "steps": 1, "shift": 1.0, "sampler": "euler"}
+    student |= {"gamma": 0.0, "second_time": False, "precision": "float32", "sample_shape": [2]}
+    student |= {"label_counts": [1, 2, 3], "value_range": None, "condition_names": []}
+    run.write_network("teacher", dict(network.state_dict()), described)
+    run.write_network("student", dict(network.state_dict()), student)
+    path = save_checkpoint(run.distill_checkpoints(), 1, {"student": {"a": torch.ones(2)}}, {"done": 1}, 1)
+    write_score(path, Score(0.5, "distance of points, 60 samples, seed 0"))
+    return run.path
+
+
+def student(content: bytes) -> object:
+    path = finished_run() / "student.json"
+    kept = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        return load_student(finished_run()).sample(2)
+    finally:
+        path.write_bytes(kept)
+
+
+def scores(content: bytes) -> object:
+    place = RunFolder(finished_run()).distill_checkpoints()
+    (place / SCORES).write_bytes(content)
+    return best_names(place)
+
+
+def scores_seed() -> list[bytes]:
+    return [(RunFolder(finished_run()).distill_checkpoints() / SCORES).read_bytes()]
+
+
 RECORDS = {
     "metrics.json": {"teacher": {"1": 2.0}, "student": {"1": 1.0}, "seconds": {"a": 1.0}, "recall": {"student": 0.5}},
     "student.json": {"network": {"model": "mlp"}, "steps": 1, "value_range": [-1, 1]},
@@ -172,14 +190,44 @@ def pictures() -> list[bytes]:
 
 
 PROMPTS = b'image\tprompt\n1.jpg\ta cat\t5.0\tx\n{"prompt": "a cat"}\n'
-SHARD = {"file": "a.safetensors", "rows": 1, "sha256": "00"}
-INDEX = {"format": 1, "prompts": 1, "width": 4, "longest": 3, "shards": [SHARD], "negative": SHARD}
-EMPTY = {"source": {}, "encoder": {}, "sample_shape": [4, 4, 4]}
 
 
 def prompt_file(content: bytes) -> object:
     ending, _, rest = content.partition(b"\x00")
     return in_file(f"a.{ending.decode()}" if ending in (b"tsv", b"jsonl", b"txt") else "a.tsv", read_prompts)(rest)
+
+
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "use_flow_sigmas": True}
+
+
+def scheduler(content: bytes) -> object:
+    place = folder() / "pipeline" / "scheduler"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "scheduler_config.json").write_bytes(content)
+    return read_schedule(place.parent)
+
+
+IDENTITY = {"experiment": "no-auxiliary", "versions": {"mfd_fast": "1"}}
+CELLS = ("with", "without")
+
+
+@cache
+def experiment_cells() -> list[bytes]:
+    """What the cells of an experiment keep."""
+    settings, place = replace(NO_AUXILIARY.quick, updates=20), folder() / "experiment"
+    for cell in CELLS:
+        _cell(NO_AUXILIARY, settings, cell, Work(0, place, {}), IDENTITY)
+    return [(place / f"{cell}.json").read_bytes() for cell in CELLS]
+
+
+def experiment(content: bytes) -> object:
+    """The finding of an experiment of which one cell was spoilt."""
+    good, place = experiment_cells(), folder() / "experiment"
+    results = {}
+    for cell, kept in zip(CELLS, (good[0], content), strict=True):
+        (place / f"{cell}.json").write_bytes(kept)
+        results[cell] = [_cell(NO_AUXILIARY, NO_AUXILIARY.quick, cell, Work(0, place, {}), IDENTITY)["result"]]
+    return finding_of(NO_AUXILIARY, results, place)
 
 
 PARSERS = {
@@ -198,8 +246,12 @@ PARSERS = {
     "description": Parser(
         description, lambda: [json.dumps(one).encode() for one in DESCRIPTIONS], (ValueError, TypeError)
     ),
+    "student": Parser(student, lambda: [(finished_run() / "student.json").read_bytes()], (ValueError, TypeError)),
+    "scores": Parser(scores, cache(scores_seed)),
     "record": Parser(record, lambda: [json.dumps(one).encode() for one in RECORDS.values()]),
     "prompts": Parser(prompt_file, lambda: [kind + b"\x00" + PROMPTS for kind in (b"tsv", b"jsonl", b"txt")]),
-    "prompt-index": Parser(in_file("index.json", read_index), lambda: [json.dumps(INDEX | EMPTY).encode()]),
     "picture": Parser(in_file("a.png", load_picture), pictures, (ValueError, OSError, SyntaxError)),
+    "scheduler": Parser(scheduler, lambda: [json.dumps(SCHEDULER).encode()]),
+    "experiment": Parser(experiment, experiment_cells),
+    **WEIGHTS_PARSERS,
 }

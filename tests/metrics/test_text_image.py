@@ -191,5 +191,5 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"head.safetensors does not fit the model: .*layers.0.weight"):
         METRICS["aesthetic"].load(find_source("aesthetic", tmp_path), CPU)
     (folder / "head.safetensors").rename(folder / "head.pth")
-    with pytest.raises(ValueError, match=r"head.pth does not hold plain weights"):
+    with pytest.raises(ValueError, match=r"head.pth is damaged or holds no weights"):
         METRICS["aesthetic"].load(find_source("aesthetic", tmp_path), CPU)

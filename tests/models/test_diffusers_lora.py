@@ -209,3 +209,31 @@ def test_files_that_do_not_fit_are_refused(make_sana: Make, randomize: Any, tmp_
     assert not (tmp_path / "mlp").exists()
     with pytest.raises(TypeError, match="merging needs roles on a transformer of diffusers, got MLP"):
         save_merged(tmp_path / "merged", mlp)
+
+
+def _rank_two(**changes: Any) -> dict[str, Tensor]:
+    layer = "transformer.blocks.0.to_q"
+    given = {f"{layer}.lora_A.weight": torch.ones(2, 4), f"{layer}.lora_B.weight": torch.ones(4, 2)}
+    return given | {f"{layer}.{name}": value for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        (_rank_two(), "{", r"lora_adapter_metadata is not valid JSON"),
+        (_rank_two(), "[" * 50_000, r"lora_adapter_metadata is not valid JSON"),
+        (_rank_two(), "[1]", r"lora_adapter_metadata must be an object, got list"),
+        (_rank_two(), '{"transformer.lora_alpha": [4]}', r"an alpha must be a number, got \[4\]"),
+        (_rank_two(), '{"transformer.lora_alpha": 1e999}', "an alpha must be a number, got inf"),
+        (_rank_two(alpha=torch.tensor(float("nan"))), "{}", "an alpha must be a number, got nan"),
+        (_rank_two(alpha=torch.ones(2)), "{}", r"is not a plain LoRA of a transformer: .*to_q\.alpha"),
+        (_rank_two(**{"lora_A.weight": torch.ones(0, 4)}), "{}", "has 0 rows in lora_A and 2 columns in lora_B"),
+        (_rank_two(**{"lora_B.weight": torch.ones(4, 3)}), "{}", "has 2 rows in lora_A and 3 columns in lora_B"),
+    ],
+)
+def test_damaged_lora_files_are_errors_in_words(
+    tensors: dict[str, Tensor], metadata: str, message: str, tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / FILE_NAME, metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(ValueError, match=message):
+        read_lora(tmp_path)

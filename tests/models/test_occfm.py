@@ -412,7 +412,7 @@ def test_a_checkpoint_that_wants_to_run_something_is_refused(tmp_path: Path) -> 
     mark = tmp_path / "executed"
     path = checkpoint(tmp_path, under("transition_model.", small().state_dict()), config=_Malicious(mark))
     with pytest.raises(
-        ValueError, match=r"not a checkpoint of plain weights and was not loaded: it asks for (posix|nt)\.system"
+        ValueError, match=r"does not hold plain weights and was not loaded: it asks for (posix|nt)\.system"
     ):
         load_transition_weights(small(), path)
     assert not mark.exists()
@@ -425,7 +425,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     content = path.read_bytes()
     for name, broken in (("cut", content[: len(content) // 2]), ("empty", b""), ("text", b"weights\n" * 40)):
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(ValueError, match=f"{name} is (damaged or not a checkpoint|not a checkpoint of plain)"):
+        with pytest.raises(ValueError, match=f"{name} is damaged or holds no weights"):
             load_transition_weights(small(), tmp_path / name)
     (tmp_path / "list").write_bytes(pickle.dumps([1, 2], protocol=2))
     with pytest.raises(ValueError, match="list"):

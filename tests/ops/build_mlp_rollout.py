@@ -64,7 +64,10 @@ def examine(assembly: dict[str, Any]) -> dict[str, Any]:
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (found,) = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     resources = dict(zip(("registers", "stack", "shared", "local"), map(int, found), strict=True))
-    return resources | {name: len(re.findall(pattern, assembly["ptx"])) for name, pattern in INSTRUCTIONS.items()}
+    places = {"places": re.findall(r"tt\.addptr .*, tensor<([\dx]+)x(i\d+)>", assembly["ttir"])}
+    return (
+        resources | places | {name: len(re.findall(pattern, assembly["ptx"])) for name, pattern in INSTRUCTIONS.items()}
+    )
 
 
 def build(**options: int) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def examine(assembly: dict[str, Any]) -> dict[str, Any]:
     resources = dict(zip(("registers", "stack", "shared", "local"), map(int, found), strict=True))
     found = {name: re.findall(pattern, assembly["ptx"]) for name, pattern in INSTRUCTIONS.items()}
     # Before any optimisation that might narrow what it knows to be small.
-    return resources | found | {"offsets": re.findall(r"tt\.addptr .*tensor<[\dx]*x?(i\d+)>", assembly["ttir"])}
+    places = re.findall(r"tt\.addptr .*, tensor<([\dx]+)x(i\d+)>", assembly["ttir"])
+    return resources | found | {"places": places, "offsets": [bits for _, bits in places]}
 
 
 def build(case: str, **options: int) -> list[dict[str, Any]]:

@@ -100,7 +100,12 @@ STEP_CASES = {
     "scalars": lambda: step_case(5, rows=7, slots=8, shape=(), memories=1, guided=7),
     "float64": lambda: step_case(6, rows=5, slots=5, shape=(17,), memories=2, state=F64, field=F64, guided=5),
     "float64-state-bfloat16": lambda: step_case(7, rows=5, slots=6, shape=(17,), memories=2, state=F64, field=BF16),
+    "one-slot": lambda: step_case(9, rows=1, slots=1, shape=(1,), memories=2, guided=1),
     "one-row-of-many": lambda: step_case(8, rows=1, slots=16, shape=(64,), memories=1),
+}
+IDLE_CASES = {
+    "no-rows": lambda: step_case(10, rows=0, slots=3, shape=(4,), memories=1, guided=2),
+    "rows-without-width": lambda: step_case(11, rows=2, slots=3, shape=(0,), memories=1),
 }
 COPY_CASES = {
     "float32-to-bfloat16": lambda: copy_case(0, 5, (33,), F32, BF16),
@@ -110,6 +115,7 @@ COPY_CASES = {
     "labels": lambda: copy_case(3, 6, (), torch.int64, torch.int64),
     "bytes": lambda: copy_case(4, 3, (7,), torch.int8, torch.int8),
     "nothing": lambda: copy_case(5, 0, (7,), F32, F32),
+    "rows-of-nothing": lambda: copy_case(7, 3, (0,), F32, BF16),
 }
 
 
@@ -128,7 +134,7 @@ def arguments(case: StepCase | CopyCase) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def interpreted(interpret: Callable[..., dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What the kernels make of every case: ``CASE/RESULT``."""
-    cases = STEP_CASES | COPY_CASES
+    cases = STEP_CASES | IDLE_CASES | COPY_CASES
     given = {f"{case}/{name}": value for case in cases for name, value in arguments(cases[case]()).items()}
     return interpret("interpret_rollout.py", given)
 
@@ -154,6 +160,13 @@ def test_step_kernel_matches_reference_to_the_bit(interpreted: dict[str, np.ndar
         assert_rounds_alike(found, after, name)
         changed += [] if torch.equal(before.nan_to_num(7.0), after.nan_to_num(7.0)) else [name]
     assert {"displacement", "inputs"} <= set(changed) <= {"displacement", "inputs", "memory"}
+
+
+@pytest.mark.parametrize("case", IDLE_CASES)
+def test_step_kernel_with_nothing_to_do_changes_nothing(interpreted: dict[str, np.ndarray], case: str) -> None:
+    given = IDLE_CASES[case]()
+    for name, before in zip(SlotState._fields, given.state, strict=True):
+        torch.testing.assert_close(result(interpreted, case, name, before), before, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", STEP_CASES)

@@ -6,6 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mfd_fast import native
@@ -104,6 +106,7 @@ CASES: dict[str, Callable[[], list[MLPRollout]]] = {
         ],
     ),
     "empty": case(4, lambda: [rollout_of(package_mlp(), 0, 6, two_step=True)]),
+    "empty, scales by row": case(4, lambda: [rollout_of(package_mlp(), 0, 6, two_step=True, guided="rows")]),
     **{
         f"sequential, {name}": case(
             5 + number,
@@ -137,6 +140,58 @@ def test_core_matches_reference(name: str, lanes: int) -> None:
         assert_close(actual.displacement, expected.displacement)
         assert torch.equal(actual.counts, expected.counts)
     assert actual.succeeded == all(bool(rollout_reference(one).succeeded) for one in rollouts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(0, 35),
+    features=st.integers(1, 40),
+    widths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    activation=st.sampled_from(sorted(LAYERS)),
+    time=st.sampled_from(["append", "prepend"]),
+    labelled=st.booleans(),
+    two_step=st.booleans(),
+    guided=st.sampled_from(["", "one", "rows"]),
+    most=st.sampled_from([None, 1, 3, 8]),
+    h=st.sampled_from([0.06, 0.11, 1.5]),
+    lanes=st.sampled_from([0, 4, 8, 16]),
+    threads=st.sampled_from([1, 2]),
+)
+def test_core_matches_reference_for_any_sizes(
+    seed: int,
+    rows: int,
+    features: int,
+    widths: list[int],
+    activation: str,
+    time: str,
+    labelled: bool,
+    two_step: bool,
+    guided: str,
+    most: int | None,
+    h: float,
+    lanes: int,
+    threads: int,
+) -> None:
+    core = native.core()
+    assert core is not None
+    torch.manual_seed(seed)
+    if labelled:  # the package's network has six features
+        field: object = package_mlp(widths[0], len(widths), widths[-1])
+        rollout = rollout_of(field, rows, 6, two_step=two_step, guided=guided, most=most, h=h)
+    else:
+        field = sequential(features, widths, activation, time)
+        rollout = rollout_of(field, rows, features, two_step=two_step, most=most, h=h)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        (actual,) = op._run_core([rollout], lanes if lanes in core.MLP_LANES else 0)
+    finally:
+        torch.set_num_threads(before)
+    expected = rollout_reference(rollout)
+    assert torch.equal(actual.counts, expected.counts)
+    assert_close(actual.displacement, expected.displacement)
+    assert_close(actual.mean_velocity, expected.mean_velocity)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 16, 17, 40])
@@ -226,6 +281,18 @@ def test_weights_that_compiled_code_cannot_read(change: Callable[[nn.Module], ob
     change(field.field[0])
     with pytest.raises(NotAnMLP, match=message):
         op.mlp_rollouts([rollout])
+
+
+def test_what_32_bits_cannot_place_is_refused() -> None:
+    builder = ProgramBuilder(2)
+    program = builder.program(sequential(2, [5], "silu").mlp_program(builder))
+    op.check_places(program, 2**31 - 1)
+    with pytest.raises(NotAnMLP, match="too large for the kernel's 32-bit places"):
+        op.check_places(program, 2**31)
+    wide = Program((2, 1, 3, *(2**16 for _ in program.widths[3:])), program.ops, program.time_ops, 3, program.inputs)
+    assert max(wide.widths[one.src] * wide.widths[one.dst] for one in wide.ops) >= 2**31
+    with pytest.raises(NotAnMLP, match="too large for the kernel's 32-bit places"):
+        op.check_places(wide, 0)
 
 
 def test_program_is_the_forward_of_the_network() -> None:

@@ -30,3 +30,12 @@ def test_products_are_exact_and_layers_wait_for_each_other(built: list[dict[str,
     for one in built:
         assert (one["tf32"], one["atomics"]) == (0, 0), one
         assert one["barriers"] >= 3, one
+
+
+def test_samples_are_addressed_in_64_bits(built: list[dict[str, Any]]) -> None:
+    """2^31 numbers and more: where x is read twice, displacements twice and mean velocities once. The other places lie
+    in scratch memory or within one weight, which `check_places` keeps below 2^31.
+    """
+    for one in built:
+        wide = [shape for shape, bits in one["places"] if bits == "i64" and "x" in shape]
+        assert sorted(wide) == ["16x1", *["16x32"] * 5], wide

@@ -32,6 +32,20 @@ def test_bfloat16_products_run_on_tensor_cores(built: list[dict[str, Any]]) -> N
         assert uses == (one["case"] == "linear_attention" and one["dtype"] == "bfloat16"), one
 
 
+def test_tokens_and_pixels_are_addressed_in_64_bits(built: list[dict[str, Any]]) -> None:
+    """2^31 elements and more; 32 bits only count channels within a pixel."""
+    for one in built:
+        by_shape: dict[str, list[str]] = {}
+        for shape, bits in one["places"]:
+            by_shape.setdefault(shape, []).append(bits)
+        if one["case"] == "linear_attention":
+            assert by_shape, one
+            assert all(set(bits) == {"i64"} for bits in by_shape.values()), by_shape
+        else:
+            assert by_shape["16x1"] == ["i64"], "the pixel that is read"
+            assert by_shape["16x64"][-1] == "i64", "the pixel that is written"
+
+
 def test_no_atomics(built: list[dict[str, Any]]) -> None:
     """Equal inputs give equal bits."""
     assert [one for one in built if one["atomics"]] == []

@@ -101,6 +101,33 @@ def test_table_of_the_core_matches_its_definition(name: str, dtype: torch.dtype)
 
 
 @needs_core
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    name=st.sampled_from(sorted(SOLVERS)),
+    rows=st.integers(1, 30),
+    slots=st.integers(1, 9),
+    most=st.integers(0, 9),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    data=st.data(),
+)
+def test_any_part_of_any_table_matches_its_definition(
+    seed: int, name: str, rows: int, slots: int, most: int, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    solver, generator = SOLVERS[name], torch.Generator().manual_seed(seed)
+    t, r = torch.rand(2, rows, generator=generator, dtype=torch.float64)
+    steps = torch.randint(0, 8, (rows,), generator=generator)
+    r[steps == 0] = t[steps == 0]
+    run = torch.minimum(steps, torch.tensor(most))
+    length = torch.tensor([max(1, solver.evaluations(int(count))) for count in run])
+    schedule = make_schedule(length, slots)
+    first = data.draw(st.integers(0, len(schedule.live) - 1))
+    count = data.draw(st.integers(1, len(schedule.live) - first))
+    given = (program_of(solver), schedule, Intervals(t, r, steps, run, length), first, count, slots, dtype)
+    assert torch.equal(tabulate(*given), tabulate_reference(*given))
+
+
+@needs_core
 def test_core_refuses_what_would_leave_the_table() -> None:
     core = native.core()
     assert core is not None

@@ -174,7 +174,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / "manifest.json").write_text('{"files": {"state.json": {}}}'),
         "does not list files",
     ),
-    "path that leaves the folder": (escape, "lacks ../outside"),
+    "path that leaves the folder": (escape, "a file must be a plain name, got '../outside'"),
 }
 
 

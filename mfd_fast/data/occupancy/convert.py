@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mfd_fast.data.occupancy.store import FORMAT, INDEX, VERSION
 from mfd_fast.data.plain_pickle import read_plain_pickle
-from mfd_fast.storage import sha256, write_json, write_tensors
+from mfd_fast.storage import check_name, sha256, write_json, write_tensors
 
 FRAMES_PER_FILE = 1024
 
@@ -115,6 +115,8 @@ def read_order(path: Path) -> dict[str, list[str]]:
         wrong = next((i for i, token in enumerate(tokens) if not isinstance(token, str)), None)
         if wrong is not None:
             raise ValueError(f"{path}: scene {name!r}, frame {wrong}: expected a dictionary with a text 'token'")
+        for part, what in ((name, "scene"), *((token, "token") for token in tokens)):
+            check_name(part, f"{path}: a {what}")
         order[name] = tokens
     return order
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mfd_fast.storage import read_json
+from mfd_fast.storage import check_count, check_name, read_json
 
 FORMAT, VERSION, INDEX = "mfd_fast occupancy latents", 1, "index.json"
 KINDS = ("latents", "trajectory")
@@ -89,45 +89,59 @@ class FramesOnDisk:
             self._parse(index, folder)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / INDEX} is not an index of occupancy latents: {error!r} is wrong") from error
-        self._open: dict[int, Any] = {}
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{folder / INDEX}: {error}") from error
+        self._open: dict[int, dict[str, Any]] = {}
 
     def _parse(self, index: Any, folder: Path) -> None:
         if index["format"] != FORMAT or index["version"] != VERSION:
             raise ValueError(
-                f"{folder / INDEX} has format {index['format']!r} version {index['version']}, expected {FORMAT!r} "
+                f"has format {index['format']!r} version {index['version']}, expected {FORMAT!r} "
                 f"version {VERSION}: convert the latents again"
             )
-        channels, height, width = index["latent_shape"]
+        channels, height, width = (check_count(side, "latent_shape") for side in index["latent_shape"])
         self.latent_shape = (channels, height, width)
-        self.scenes = tuple(Scene(scene["name"], tuple(scene["tokens"])) for scene in index["scenes"])
-        self._files = [folder / entry["file"] for entry in index["files"]]
-        counts = [entry["frames"] for entry in index["files"]]
+        self.scenes = tuple(_scene(scene) for scene in index["scenes"])
+        self._files = [folder / check_name(entry["file"], "a file") for entry in index["files"]]
+        counts = [check_count(entry["frames"], "frames") for entry in index["files"]]
         self._first = [0, *accumulate(counts)]
         for path, entry in zip(self._files, index["files"], strict=True):
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 size = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
                 raise ValueError(f"{path} should have {entry['bytes']} bytes, there is {size}: convert again")
         if sum(counts) != sum(len(scene.tokens) for scene in self.scenes):
-            raise ValueError(f"{folder / INDEX} lists {sum(counts)} frames in files and another number in scenes")
+            raise ValueError(f"lists {sum(counts)} frames in files and another number in scenes")
 
     def read(self, kind: str, first: int, count: int) -> Tensor:
         """See `Frames`."""
         number = bisect_right(self._first, first) - 1
         begin = first - self._first[number]
-        part: Tensor = self._file(number).get_slice(kind)[begin : begin + count]
-        if part.shape != (count, *(self.latent_shape if kind == "latents" else (2,))):
+        rows = self._file(number)[kind]
+        frames = self._first[number + 1] - self._first[number]
+        if rows.get_shape() != [frames, *(self.latent_shape if kind == "latents" else (2,))]:
             raise ValueError(f"{self._files[number]} does not hold the {kind} that {INDEX} promises")
+        part: Tensor = rows[begin : begin + count]
+        if part.dtype != torch.float32:
+            raise ValueError(f"{self._files[number]}: expected {kind} in float32, got {part.dtype}")
         return part
 
-    def _file(self, number: int) -> Any:
+    def _file(self, number: int) -> dict[str, Any]:
+        """What can be read in parts of one file, by kind."""
         from safetensors import SafetensorError, safe_open
 
         if number not in self._open:
             try:
-                self._open[number] = safe_open(self._files[number], "pt")
-            except SafetensorError as error:
-                raise ValueError(f"{self._files[number]} is not a valid safetensors file: {error}") from error
+                opened: Any = safe_open(self._files[number], "pt")
+                self._open[number] = {kind: opened.get_slice(kind) for kind in KINDS}
+            except (SafetensorError, OSError, ValueError) as error:
+                raise ValueError(f"{self._files[number]} is not a file of frames: {error}") from error
         return self._open[number]
+
+
+def _scene(entry: Any) -> Scene:
+    """A scene whose names are those of folders, as `mfd_fast.data.occupancy.labels` reads them."""
+    tokens = tuple(check_name(token, "a token") for token in entry["tokens"])
+    return Scene(check_name(entry["name"], "a scene"), tokens)
 
 
 def window_starts(scenes: Sequence[Scene], length: int) -> Tensor:

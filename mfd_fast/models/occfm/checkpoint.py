@@ -1,13 +1,12 @@
 """Weights of the transition model from a checkpoint that OccFM released or wrote, read without running anything."""
 
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from mfd_fast.torch_files import read_torch_file
 
 PART = "transition_model."
 PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -68,14 +67,7 @@ def read_weights(path: Path, section: str | None = None) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else "it is no pickle of tensors and plain values"
-        raise ValueError(f"{path} is not a checkpoint of plain weights and was not loaded: {reason}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint: {' '.join(str(error).split())[:300]}") from error
+    content = read_torch_file(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold named weights, it holds a {type(content).__name__}")
     return content
@@ -87,7 +79,8 @@ def _section(content: Mapping[str, Any], section: str | None, path: Path) -> tup
         raise ValueError(f"{path} has no section {section!r} with weights; it has {', '.join(present) or 'none'}")
     chosen = section or (present[0] if present else "")
     weights = content[chosen] if chosen else content
-    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}, chosen
+    named = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+    return named, chosen
 
 
 def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -209,14 +209,38 @@ def _fewer_tokens(folder: Path) -> None:
     write_json(folder / "index.json", index)
 
 
+def _change(*path: str | int, value: object) -> Callable[[Path], None]:
+    """Puts a value somewhere into the index."""
+
+    def change(folder: Path) -> None:
+        index = read_json(folder / "index.json")
+        inner = index
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = value
+        write_json(folder / "index.json", index)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "kind", "message"),
     [
+        (
+            _change("files", 0, "file", value="../a"),
+            ValueError,
+            r"index\.json: a file must be a plain name, got '\.\./a'",
+        ),
+        (_change("files", 0, "file", value="/etc/hostname"), ValueError, "a file must be a plain name"),
+        (_change("scenes", 0, "name", value=".."), ValueError, r"a scene must be a plain name, got '\.\.'"),
+        (_change("scenes", 0, "tokens", 1, value="a/b"), ValueError, "a token must be a plain name, got 'a/b'"),
+        (_change("files", 0, "frames", value=-1), ValueError, "frames must be a whole number above 0, got -1"),
+        (_change("latent_shape", 1, value=2.0), ValueError, r"latent_shape must be a whole number above 0, got 2\.0"),
         (_drop_index, FileNotFoundError, r"has no index\.json: make it with mfd-fast convert-occfm"),
         (_cut_file, ValueError, r"frames-0001\.safetensors should have \d+ bytes, there is \d+ bytes"),
-        (_other_version, ValueError, r"index\.json has format .* version 9, expected .* version 1"),
+        (_other_version, ValueError, r"index\.json: has format .* version 9, expected .* version 1"),
         (_fewer_keys, ValueError, r"index\.json is not an index of occupancy latents: KeyError\('latent_shape'\)"),
-        (_fewer_tokens, ValueError, r"index\.json lists 12 frames in files and another number in scenes"),
+        (_fewer_tokens, ValueError, r"index\.json: lists 12 frames in files and another number in scenes"),
     ],
 )
 def test_damaged_folders_are_named(
@@ -233,7 +257,7 @@ def test_files_that_do_not_hold_what_the_index_says(tmp_path: Path) -> None:
     path = tmp_path / "out" / "frames-0001.safetensors"
     size = path.stat().st_size
     path.write_bytes(b"\xff" * size)
-    with pytest.raises(ValueError, match=r"frames-0001\.safetensors is not a valid safetensors file"):
+    with pytest.raises(ValueError, match=r"frames-0001\.safetensors is not a file of frames"):
         FramesOnDisk(tmp_path / "out").read("latents", 8, 2)
     write_tensors(path, {"latents": torch.zeros(4, 4, 2, 1), "trajectory": torch.zeros(4, 2)})
     index = read_json(tmp_path / "out" / "index.json")
@@ -243,6 +267,17 @@ def test_files_that_do_not_hold_what_the_index_says(tmp_path: Path) -> None:
         ValueError, match=r"frames-0001\.safetensors does not hold the latents that index\.json promises"
     ):
         FramesOnDisk(tmp_path / "out").read("latents", 8, 2)
+
+
+def test_files_that_vanish_are_named_when_they_are_needed(tmp_path: Path) -> None:
+    convert(*written(tmp_path), tmp_path / "out", frames_per_file=8)
+    frames = FramesOnDisk(tmp_path / "out")
+    before = frames.read("latents", 0, 5)
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    assert torch.equal(frames.read("latents", 0, 5), before)
+    with pytest.raises(ValueError, match=r"frames-0001\.safetensors is not a file of frames: .*[Nn]o such file"):
+        frames.read("latents", 8, 2)
 
 
 # Windows, against OccFM's own way of finding and cutting them, restated.
