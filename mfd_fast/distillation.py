@@ -30,7 +30,7 @@ from mfd_fast.training.distill import DistillTraining, SampleHook, method_from, 
 from mfd_fast.training.loop import LoopOptions, Resume, run_training
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_settings, check_task
-from mfd_fast.training.roles import TRAINED, FullRoles, Roles
+from mfd_fast.training.roles import TRAINED, FullRoles, Roles, UnlikeRoles
 from mfd_fast.training.starts import begin_from_adapters, note_start
 from mfd_fast.training.teacher_weights import low_precision_teacher
 from mfd_fast.training.zero_roles import ZeroRoles
@@ -274,18 +274,26 @@ def make_roles(
     needs: Needs = DEFAULT_NEEDS,
     context: Context | None = None,
 ) -> Roles:
-    """Full copies, whole or shared out in ``context``, or low-rank roles, as the settings want, of what is trained."""
+    """The trained roles as the settings want them: full copies, whole or shared out in ``context``, low-rank, or both."""
     trained = trained_roles(needs)
     if settings.recompute_blocks:
         if not isinstance(teacher, SanaNetwork):
             raise ValueError(f"distill.recompute_blocks needs a SANA teacher, got {type(teacher).__name__}")
         teacher.checkpoint_blocks = True  # the frozen copy of this run, never the caller's module
-    if settings.zero_stage and context is not None:
-        return ZeroRoles(teacher, trained, settings, context, student=student_start(teacher, needs, seed))
-    if settings.roles == "full":
-        return FullRoles(teacher, trained, student=student_start(teacher, needs, seed))
-    targets: Sequence[str] | None = settings.lora_targets or None
-    return low_rank_roles(teacher, settings.lora_rank, settings.lora_alpha, targets, trained, seed % 2**31)
+
+    def whole(names: Sequence[str]) -> Roles:
+        start = student_start(teacher, needs, seed)
+        if settings.zero_stage and context is not None:
+            return ZeroRoles(teacher, names, settings, context, student=start)
+        return FullRoles(teacher, names, student=start)
+
+    def low_rank(names: Sequence[str]) -> Roles:
+        targets: Sequence[str] | None = settings.lora_targets or None
+        return low_rank_roles(teacher, settings.lora_rank, settings.lora_alpha, targets, names, seed % 2**31)
+
+    if settings.roles == "lora-student" and "auxiliary" in trained:
+        return UnlikeRoles(auxiliary=whole(["auxiliary"]), student=low_rank(["student"]))
+    return whole(trained) if settings.roles == "full" else low_rank(trained)
 
 
 def low_rank_roles(
@@ -357,8 +365,8 @@ def student_description(
     lora = {"rank": settings.lora_rank, "alpha": settings.lora_alpha, "targets": settings.lora_targets or None}
     return {
         "network": network,
-        "roles": settings.roles,
-        "lora": lora if settings.roles == "lora" else None,
+        "roles": "full" if settings.roles == "full" else "lora",
+        "lora": None if settings.roles == "full" else lora,
         "steps": settings.student_steps,
         "shift": settings.student_shift,
         "sampler": settings.student_sampler,

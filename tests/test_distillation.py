@@ -109,7 +109,7 @@ def test_dropout_and_batch_statistics_are_off(user_module: Any, tmp_path: Path) 
     assert line["velocity_gap"] < 0.05
 
 
-@pytest.mark.parametrize("roles", ["full", "lora"])
+@pytest.mark.parametrize("roles", ["full", "lora", "lora-student"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_student_of_a_package_network_is_loaded_by_its_folder(roles: str, precision: str, tmp_path: Path) -> None:
     settings = tiny(
@@ -307,7 +307,7 @@ def test_a_run_from_before_is_described_enough_to_be_loaded(tmp_path: Path) -> N
         load_student(run.path)
 
 
-@pytest.mark.parametrize("roles", ["full", "lora"])
+@pytest.mark.parametrize("roles", ["full", "lora", "lora-student"])
 def test_one_step_of_the_student_beats_one_step_of_the_teacher(roles: str, tmp_path: Path) -> None:
     settings = load_settings(
         "mixture-2d",

@@ -41,10 +41,11 @@ def weights(roles: Any, role: str) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in roles.parameters(role)])
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "lora-student"])
 def test_an_update_changes_only_its_role(start: Start, kind: str) -> None:
     training, roles = start(f"distill.roles={kind}")
-    teacher = roles.teacher if kind == "full" else roles.module
+    low_rank = roles.parts["student"] if kind == "lora-student" else roles
+    teacher = roles.teacher if kind == "full" else low_rank.module
     kept = {name: value.clone() for name, value in teacher.state_dict().items()}
     for update in range(6):
         before = {role: weights(roles, role) for role in ("auxiliary", "student")}
