@@ -143,6 +143,51 @@ def test_the_student_of_any_module_is_loaded_into_one_like_it(roles: str, user_m
         load_student(tmp_path / "run", nn.Linear(2, 2))
 
 
+SCENE_CODE = '''
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """A field with two conditions, of which guidance takes one away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2 + 1 + 6 + 3, 2)
+
+    def forward(self, x, t, past, pose):
+        return self.body(torch.cat([x, t[:, None], past.flatten(1), pose], 1))
+
+
+def make() -> nn.Module:
+    return Net()
+'''
+
+
+@pytest.mark.parametrize("roles", ["full", "lora"])
+def test_conditions_besides_labels(roles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's field with conditions of its own names, one of which guidance has a negative of."""
+    (tmp_path / "users_scene.py").write_text(SCENE_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    make = __import__("users_scene").make
+    monkeypatch.setitem(sys.modules, "users_scene", sys.modules["users_scene"])  # forgotten afterwards
+    rows = {"past": torch.randn(5, 3, 2), "pose": torch.randn(5, 3)}
+    task = Task((2,), rows, {"past": torch.zeros(1, 3, 2)})
+    settings = tiny(f"distill.roles={roles}", "distill.lora_rank=2", "distill.guidance_scale=2.0")
+    student = distill(seeded(make), settings, task, tmp_path / "run", factory="users_scene:make")
+    loaded = load_student(tmp_path / "run")
+    assert loaded.condition_names == ("past", "pose")
+    samples = loaded.sample(5, rows)
+    assert torch.equal(samples, student.sample(5, rows))
+    assert not torch.equal(samples, loaded.sample(5, rows | {"pose": -rows["pose"]}))
+    assert not torch.equal(samples, loaded.sample(5, rows | {"past": -rows["past"]}))
+    with pytest.raises(ValueError, match="this student needs past, pose, one row for each sample; got None"):
+        loaded.sample(5)
+    with pytest.raises(ValueError, match=r"condition.*4"):
+        loaded.sample(5, {"past": rows["past"][:4], "pose": rows["pose"]})
+
+
 def test_the_finished_student_is_the_average(tmp_path: Path) -> None:
     student: Any = distill(labelled_mlp(), tiny("distill.ema_decay=0.9"), LABELS, tmp_path / "run")
     run = RunFolder(tmp_path / "run")

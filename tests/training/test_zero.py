@@ -214,7 +214,11 @@ class TestTwoProcesses:
         (Needs(), "distill.roles=lora", "LoRA roles are too small"),
         (Needs(auxiliary=False), "distill.roles=lora-student", "LoRA roles are too small"),
         (Needs(), "distill.recompute_steps=true", "distill.recompute_steps runs an engine inside"),
-        (Needs(), "distill.auxiliary_optimizer.name=adamw8bit", "choose adamw for ZeRO"),
+        (
+            Needs(),
+            "distill.auxiliary_optimizer.name=adamw8bit",
+            "set distill.auxiliary_optimizer.name to adamw for ZeRO",
+        ),
         (Needs(), "distill.compile=on", "DeepSpeed's hooks cannot be compiled"),
     ],
 )

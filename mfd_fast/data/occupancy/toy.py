@@ -1,9 +1,10 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
 Posts stand still, and beside each of them a car or a truck goes back and forth between two sides, so that the past
-decides what will be occupied. But a box also shimmers: at every frame the angle in its latent is drawn anew, which the
-grid does not show. The future latents of a box therefore lie on a circle, all of them right, and their mean at its
-centre is an empty place. The vehicle stands, or now and then drives on by a cell; everything is seen from it.
+decides what will be occupied. But boxes also shimmer: at every frame the angle in the latent of each of their cells is
+drawn anew, which the grid does not show. The future latents of a cell therefore lie on a circle, all of them right, and
+their mean at its centre is an empty place. The vehicle stands, or now and then drives on by a cell; everything is seen
+from it.
 """
 
 import os
@@ -28,7 +29,7 @@ BLOCK, BLOCKS = 6, 3
 POST_SHARE = 0.7
 """Share of the blocks with a post."""
 CELL_METRES = 0.8
-DRIVE_SHARE = 0.1
+DRIVE_SHARE = 0.03
 """Share of the frames after which the vehicle drives on."""
 FRAMES_PER_SCENE = 12
 SPLITS = {"training": (400, 0), "validation": (48, 1)}
@@ -80,10 +81,10 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.f
     angles = np.empty((FRAMES_PER_SCENE, SIDE, SIDE))
     for frame in range(FRAMES_PER_SCENE):
         world, turned = np.full((BLOCK * BLOCKS,) * 2, EMPTY), np.zeros((BLOCK * BLOCKS,) * 2)
-        for post, kind, side, angle in zip(posts, kinds, sides, random.uniform(0, 2 * np.pi, len(posts)), strict=True):
+        for post, kind, side in zip(posts, kinds, sides, strict=True):
             world[tuple(post)] = POST
             cells = _box(post, side)
-            world[cells], turned[cells] = kind, angle
+            world[cells], turned[cells] = kind, random.uniform(0, 2 * np.pi, world[cells].shape)
         seen[frame] = np.roll(world, -driven[frame], axis=0)[:SIDE, :SIDE]
         angles[frame] = np.roll(turned, -driven[frame], axis=0)[:SIDE, :SIDE]
         sides, turns = (sides + turns) % len(SIDES), -turns
