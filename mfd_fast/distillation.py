@@ -274,7 +274,7 @@ def make_roles(
     needs: Needs = DEFAULT_NEEDS,
     context: Context | None = None,
 ) -> Roles:
-    """The trained roles as the settings want them: full, in one piece or shared out in ``context``, low-rank, or both."""
+    """The trained roles as the settings want them: full, whole or shared out in ``context``, low-rank, or both."""
     trained = trained_roles(needs)
     if settings.recompute_blocks:
         if not isinstance(teacher, SanaNetwork):

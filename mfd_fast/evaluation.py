@@ -22,7 +22,8 @@ from mfd_fast.rows import map_tensors
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_json, write_file, write_json
 from mfd_fast.student import Student
-from mfd_fast.training.context import choose_device
+from mfd_fast.training.context import Context, choose_device
+from mfd_fast.training.distributed import World
 from mfd_fast.types import VelocityField
 
 Samples = Mapping[str, tuple[Tensor, Tensor | None]]
@@ -36,20 +37,26 @@ def evaluate_run(
     classifier: DigitsClassifier | None = None,
     decoder: Decoder | None = None,
     phases: Phases | None = None,
+    context: Context | None = None,
 ) -> dict[str, Any]:
     """Sample teacher and student with the same noise and condition, measure them, write ``metrics.json`` and samples.
 
     The teacher is sampled by Euler steps as ``settings.evaluate`` says; the student with its own steps. Fréchet
     distances are to all real samples, training and held-out, for as many samples as there are real ones; occupancy is
-    scored by IoU (`mfd_fast.occupancy`). Samples are drawn on the device of ``settings.run``; ValueError if it is not
-    there.
+    scored by IoU (`mfd_fast.occupancy`), its windows shared among the processes of ``context``. Samples are drawn on
+    the device of ``context``, or of ``settings.run``; ValueError if it is not there. The main process writes and gets
+    the metrics, the others get nothing.
     """
     phases = phases or Phases()
+    context = context or Context(choose_device(settings.run.device, "run.device"), World())
     if isinstance(dataset, OccupancyDataset):
-        metrics = score_forecasts(run, settings, dataset, make_samplers(run, settings, dataset), decoder, phases)
-    else:
+        samplers = make_samplers(run, settings, dataset, context.device)
+        metrics = score_forecasts(run, settings, dataset, samplers, decoder, phases, context.world)
+    if not context.world.is_main:
+        return {}
+    if not isinstance(dataset, OccupancyDataset):
         with phases.phase("sample"):
-            samples = draw_samples(run, settings, dataset)
+            samples = draw_samples(run, settings, dataset, context.device)
         with phases.phase("evaluate"):
             metrics = summarise(sample_report(dataset, classifier, samples), settings)
     previous = read_json(run.path / "metrics.json") if (run.path / "metrics.json").is_file() else {}
@@ -59,9 +66,8 @@ def evaluate_run(
     return metrics
 
 
-def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, Student]:
+def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset, device: torch.device) -> dict[str, Student]:
     """``teacher-STEPS`` for every number of steps of ``settings.evaluate``, and ``student-STEPS``."""
-    device = choose_device(settings.run.device, "run.device")
     teacher = run.read_teacher().to(device)
     task = Task.from_dataset(dataset, teacher)
     field: VelocityField = teacher
@@ -83,13 +89,15 @@ def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[
     return makers | {f"student-{student.steps}": student}
 
 
-def draw_samples(run: RunFolder, settings: Settings, dataset: Dataset) -> dict[str, tuple[Tensor, Tensor | None]]:
+def draw_samples(
+    run: RunFolder, settings: Settings, dataset: Dataset, device: torch.device
+) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``.
 
     Labels are drawn as often as the data have them, other conditions are those of the first training samples. Beside
     the samples ``data.npz`` keeps as many training samples, for the report.
     """
-    makers = make_samplers(run, settings, dataset)
+    makers = make_samplers(run, settings, dataset, device)
     n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
     kept = torch.arange(min(n, len(dataset.x)))
     condition = {name: rows[torch.arange(n) % len(rows)] for name, rows in dataset.conditions.items()}

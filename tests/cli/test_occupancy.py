@@ -1,14 +1,20 @@
 """The commands for OccFM, as a new user would call them."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_occfm import CONFIG, save, write_checkout
 
 from mfd_fast.cli import main
 from mfd_fast.data import load_dataset
@@ -71,8 +77,6 @@ def test_sample_takes_held_out_histories(finished_toy: Path, cli: Callable[..., 
 
 
 def test_evaluate_again_says_the_same(finished_toy: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
-    import shutil
-
     copied = Path(shutil.copytree(finished_toy, tmp_path / "copy"))
     before = json.loads((copied / "metrics.json").read_text())["occupancy"]["rows"]
     result = cli("evaluate", copied)
@@ -80,6 +84,32 @@ def test_evaluate_again_says_the_same(finished_toy: Path, cli: Callable[..., Any
     assert "student     1 step   IoU" in result.out
     after = json.loads((copied / "metrics.json").read_text())["occupancy"]["rows"]
     assert [row["mean_iou"] for row in before] == [row["mean_iou"] for row in after]
+
+
+@pytest.mark.timeout(300)
+def test_processes_share_the_windows(finished_toy: Path, tmp_path: Path) -> None:
+    """Three windows one by one in two processes: the numbers of one process, said once."""
+    run = Path(shutil.copytree(finished_toy, tmp_path / "run"))
+    settings = RunFolder(run).read_settings()
+    few = replace(settings.evaluate, num_samples=3, batch_size=1)
+    RunFolder(run).write_settings(replace(settings, evaluate=few))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    said = []
+    for ranks in (
+        [{"OMP_NUM_THREADS": "1"}],
+        [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)],
+    ):
+        command = [sys.executable, "-W", "ignore", "-m", "mfd_fast", "evaluate", str(run)]
+        started = [
+            subprocess.Popen(command, env=os.environ | rank, stdout=subprocess.PIPE, text=True) for rank in ranks
+        ]
+        said += [process.communicate(timeout=120)[0] for process in started]
+        assert [process.returncode for process in started] == [0] * len(ranks)
+    assert said[0].startswith("teacher     1 step   IoU")
+    assert said[1:] == [said[0], ""]
 
 
 OWN_TEACHER = """
@@ -128,10 +158,6 @@ def test_a_teacher_of_the_users_own_with_histories(
 
 def test_evaluate_decodes_with_a_checkout(finished_toy: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     """The decoder of a checkout in place of the toy set's codec: every line is what that decoder makes of latents."""
-    import shutil
-
-    from tiny_occfm import CONFIG, save, write_checkout
-
     config = CONFIG.replace("HEIGHT_NUM: 5", "HEIGHT_NUM: 4").replace("OUT_DIM: 15", "OUT_DIM: 12")
     checkout = write_checkout(tmp_path / "occfm", config=config)
     checkpoint = save(
