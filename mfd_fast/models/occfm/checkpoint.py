@@ -75,7 +75,11 @@ def _read(path: Path) -> Mapping[str, Any]:
         reason = f"it asks for {asked[1]}" if asked else "it is no pickle of tensors and plain values"
         raise ValueError(f"{path} is not a checkpoint of plain weights and was not loaded: {reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint: {' '.join(str(error).split())[:300]}") from error
+        said = " ".join(str(error).split()).partition(". ")[0]  # torch goes on about what may have happened
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path} ({size} bytes) is damaged or not a checkpoint: {said or 'it ends at once'}"
+        ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold named weights, it holds a {type(content).__name__}")
     return content
