@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.streams import RowDraws
 from mfd_fast.student import Student
@@ -17,6 +17,7 @@ from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.distributed import World
+from mfd_fast.training.making_roles import make_roles
 
 Make = Callable[..., Settings]
 Start = Callable[..., tuple[DistillTraining, Any]]
