@@ -16,13 +16,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.models import build_model
 from mfd_fast.settings_io import load_settings
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.distributed import World
+from mfd_fast.training.making_roles import make_roles
 from mfd_fast.training.roles import TRAINED
 
 SHAPE, CLASSES, LENGTH = (1, 8, 8), 10, 11

@@ -20,13 +20,14 @@ from peft import LoraConfig
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.models.sana import SanaNetwork
 from mfd_fast.settings_io import load_settings
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.distributed import World
+from mfd_fast.training.making_roles import make_roles
 
 ROWS, LENGTH, TOKENS, WIDTH, RANK = 8, 11, 12, 32, 8
 SHAPE = (4, 8, 8)

@@ -45,6 +45,7 @@ SHARE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 NOT_EMPTY = Rule("not empty", lambda value: len(value) > 0)
 STAGE = Rule("from 0 to 3", lambda value: 0 <= value <= 3)
+ROLES = ("full", "lora", "lora-student")
 PRECISION = one_of("float32", "bfloat16", "float16")
 WEIGHTS = ("float", "int8", "fp8")
 
@@ -263,7 +264,9 @@ class DistillSettings(Section):
     student_gamma: Annotated[float, "share of fresh noise between the student's steps", SHARE] = 0.0
     grad_steps: Annotated[int | None, "last student steps that get a gradient (none: all)", COUNT] = None
     guidance_scale: Annotated[float, "classifier-free guidance of the teacher (1: off)"] = 1.0
-    roles: Annotated[str, "full networks per role, or LoRA on one backbone", one_of("full", "lora")] = "full"
+    roles: Annotated[
+        str, "full networks, LoRA on one backbone, or a LoRA student beside a full auxiliary", one_of(*ROLES)
+    ] = "full"
     lora_rank: Annotated[int, "rank of the LoRA matrices", COUNT] = 64
     lora_alpha: Annotated[float, "scale of LoRA, times 1 / lora_rank", POSITIVE] = 64.0
     lora_targets: Annotated[list[str], "name endings of the layers that get LoRA (empty: all linear)", NOT_EMPTY] = (

@@ -16,7 +16,7 @@ from mfd_fast.training.teacher import train_teacher
 
 
 def run_demo(settings: Settings, folder: Path, *, resume: bool, phases: Phases) -> dict[str, Any]:
-    """Run all phases into ``folder``; returns the metrics.
+    """Run all phases into ``folder``; returns the metrics, in the main process.
 
     With ``resume`` finished phases are neither repeated nor timed: their seconds stay those of the run that did them.
     """
@@ -36,6 +36,4 @@ def run_demo(settings: Settings, folder: Path, *, resume: bool, phases: Phases) 
     if not (resume and run.has_network("student")):
         with phases.phase("distill"):
             distill(teacher, settings, dataset, run.path, resume=resume and "auto", context=context)
-    if not context.world.is_main:
-        return {}
-    return evaluate_run(run, settings, dataset, classifier=classifier, phases=phases)
+    return evaluate_run(run, settings, dataset, classifier=classifier, phases=phases, context=context)

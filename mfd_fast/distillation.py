@@ -1,6 +1,6 @@
 """From a teacher to a student: `distill` runs the method into a run folder, `load_student` uses what it left there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from mfd_fast.data.dataset import Dataset, NoSamples
 from mfd_fast.estimate.out_of_memory import named_knobs
 from mfd_fast.fields import autocast
 from mfd_fast.methods.base import Needs
-from mfd_fast.models import MODELS, describe_model, model_from_description, null_condition
+from mfd_fast.models import MODELS, describe_model, null_condition
 from mfd_fast.models.base import VelocityNetwork
-from mfd_fast.models.lora import LoRARoles
-from mfd_fast.models.sana import SanaNetwork, SanaRoles
+from mfd_fast.models.sana import SanaNetwork
 from mfd_fast.pipelines import TEACHER_PARTS, find_pipeline, load_network, weights_digest
 from mfd_fast.previews import Preview, preview_hook
 from mfd_fast.run_folder import RunFolder, build_from_description, with_weights
@@ -26,17 +25,16 @@ from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context, make_context
-from mfd_fast.training.distill import DistillTraining, SampleHook, method_from, trained_roles
+from mfd_fast.training.distill import DistillTraining, SampleHook, method_from
 from mfd_fast.training.loop import LoopOptions, Resume, run_training
+from mfd_fast.training.making_roles import DEFAULT_NEEDS, low_rank_roles, make_roles
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_runner, check_settings, check_task
-from mfd_fast.training.roles import TRAINED, FullRoles, Roles
+from mfd_fast.training.roles import Roles
 from mfd_fast.training.starts import begin_from_adapters, note_start
 from mfd_fast.training.teacher_weights import low_precision_teacher
-from mfd_fast.training.zero_roles import ZeroRoles
 from mfd_fast.types import Rows
 
-DEFAULT_NEEDS = Needs()
 NEEDED_OF_STUDENT = (
     *("network", "roles", "lora", "steps", "shift", "precision", "sample_shape", "label_counts", "value_range"),
 )
@@ -314,51 +312,6 @@ def frozen_copy(teacher: nn.Module, context: Context) -> nn.Module:
     return copied
 
 
-def make_roles(
-    teacher: nn.Module,
-    settings: DistillSettings,
-    seed: int,
-    needs: Needs = DEFAULT_NEEDS,
-    context: Context | None = None,
-) -> Roles:
-    """Full copies, whole or shared out in ``context``, or low-rank roles, as the settings want, of what is trained."""
-    trained = trained_roles(needs)
-    if settings.recompute_blocks:
-        if not isinstance(teacher, SanaNetwork):
-            raise ValueError(f"distill.recompute_blocks needs a SANA teacher, got {type(teacher).__name__}")
-        teacher.checkpoint_blocks = True  # the frozen copy of this run, never the caller's module
-    if settings.zero_stage and context is not None:
-        return ZeroRoles(teacher, trained, settings, context, student=student_start(teacher, needs, seed))
-    if settings.roles == "full":
-        return FullRoles(teacher, trained, student=student_start(teacher, needs, seed))
-    targets: Sequence[str] | None = settings.lora_targets or None
-    return low_rank_roles(teacher, settings.lora_rank, settings.lora_alpha, targets, trained, seed % 2**31)
-
-
-def low_rank_roles(
-    teacher: nn.Module,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str] | None,
-    roles: Sequence[str] = TRAINED,
-    seed: int = 0,
-) -> LoRARoles:
-    """Low-rank roles on the teacher, of the class that its network has."""
-    if isinstance(teacher, SanaNetwork):
-        return SanaRoles(teacher, rank=rank, lora_alpha=alpha, targets=targets, roles=roles, seed=seed)
-    return LoRARoles(teacher, rank=rank, alpha=alpha, targets=targets, roles=roles, seed=seed)
-
-
-def student_start(teacher: nn.Module, needs: Needs, seed: int) -> nn.Module:
-    """The network a student begins as: the teacher's or a random one, with a second time where the method needs it."""
-    start: Any = teacher
-    if needs.random_start:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            start = model_from_description(describe_model(start)).to(next(teacher.parameters()).device).eval()
-    return start.with_second_time() if needs.second_time else start  # type: ignore[no-any-return]
-
-
 def make_student(
     roles: Roles, task: Task, settings: DistillSettings, device: torch.device, needs: Needs = DEFAULT_NEEDS
 ) -> Student:
@@ -404,8 +357,8 @@ def student_description(
     lora = {"rank": settings.lora_rank, "alpha": settings.lora_alpha, "targets": settings.lora_targets or None}
     return {
         "network": network,
-        "roles": settings.roles,
-        "lora": lora if settings.roles == "lora" else None,
+        "roles": "full" if settings.roles == "full" else "lora",
+        "lora": None if settings.roles == "full" else lora,
         "steps": settings.student_steps,
         "shift": settings.student_shift,
         "sampler": settings.student_sampler,

@@ -22,7 +22,8 @@ from mfd_fast.rows import map_tensors
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_json, write_file, write_json
 from mfd_fast.student import Student
-from mfd_fast.training.context import choose_device
+from mfd_fast.training.context import Context, choose_device
+from mfd_fast.training.distributed import World
 from mfd_fast.types import VelocityField
 
 Samples = Mapping[str, tuple[Tensor, Tensor | None]]
@@ -36,23 +37,27 @@ def evaluate_run(
     classifier: DigitsClassifier | None = None,
     decoder: Decoder | None = None,
     phases: Phases | None = None,
+    context: Context | None = None,
     trust_code: bool = False,
 ) -> dict[str, Any]:
     """Sample teacher and student with the same noise and condition, measure them, write ``metrics.json`` and samples.
 
     The teacher is sampled by Euler steps as ``settings.evaluate`` says; the student with its own steps. Fréchet
     distances are to all real samples, training and held-out, for as many samples as there are real ones; occupancy is
-    scored by IoU (`mfd_fast.occupancy`). Samples are drawn on the device of ``settings.run``; ValueError if it is not
-    there. ``trust_code`` is as in `mfd_fast.load_student`.
+    scored by IoU (`mfd_fast.occupancy`), its windows shared among the processes of ``context``. Samples are drawn on
+    the device of ``context``, or of ``settings.run``; ValueError if it is not there. The main process writes and gets
+    the metrics, the others get nothing. ``trust_code`` is as in `mfd_fast.load_student`.
     """
     phases = phases or Phases()
+    context = context or Context(choose_device(settings.run.device, "run.device"), World())
     if isinstance(dataset, OccupancyDataset):
-        metrics = score_forecasts(
-            run, settings, dataset, make_samplers(run, settings, dataset, trust_code), decoder, phases
-        )
-    else:
+        samplers = make_samplers(run, settings, dataset, context.device, trust_code)
+        metrics = score_forecasts(run, settings, dataset, samplers, decoder, phases, context.world)
+    if not context.world.is_main:
+        return {}
+    if not isinstance(dataset, OccupancyDataset):
         with phases.phase("sample"):
-            samples = draw_samples(run, settings, dataset, trust_code)
+            samples = draw_samples(run, settings, dataset, context.device, trust_code)
         with phases.phase("evaluate"):
             metrics = summarise(sample_report(dataset, classifier, samples), settings)
     previous = read_json(run.path / "metrics.json") if (run.path / "metrics.json").is_file() else {}
@@ -62,9 +67,10 @@ def evaluate_run(
     return metrics
 
 
-def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset, trust_code: bool = False) -> dict[str, Student]:
+def make_samplers(
+    run: RunFolder, settings: Settings, dataset: Dataset, device: torch.device, trust_code: bool = False
+) -> dict[str, Student]:
     """``teacher-STEPS`` for every number of steps of ``settings.evaluate``, and ``student-STEPS``."""
-    device = choose_device(settings.run.device, "run.device")
     teacher = run.read_teacher(trust_code=trust_code).to(device)
     task = Task.from_dataset(dataset, teacher)
     field: VelocityField = teacher
@@ -87,14 +93,14 @@ def make_samplers(run: RunFolder, settings: Settings, dataset: Dataset, trust_co
 
 
 def draw_samples(
-    run: RunFolder, settings: Settings, dataset: Dataset, trust_code: bool = False
+    run: RunFolder, settings: Settings, dataset: Dataset, device: torch.device, trust_code: bool = False
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Samples ``[N, *sample_shape]`` and labels ``[N]`` of each role, also written to ``evaluation/ROLE-STEPS.npz``.
 
     Labels are drawn as often as the data have them, other conditions are those of the first training samples. Beside
     the samples ``data.npz`` keeps as many training samples, for the report.
     """
-    makers = make_samplers(run, settings, dataset, trust_code)
+    makers = make_samplers(run, settings, dataset, device, trust_code)
     n = settings.evaluate.num_samples or len(dataset.x) + len(dataset.held_out_x)
     kept = torch.arange(min(n, len(dataset.x)))
     condition = {name: rows[torch.arange(n) % len(rows)] for name, rows in dataset.conditions.items()}

@@ -18,7 +18,9 @@ from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import write_file
 from mfd_fast.streams import make_generator, standard_normal
 from mfd_fast.student import Student
+from mfd_fast.training.distributed import World
 
+ALONE = World()
 VIEWS = 4
 """Windows of which pictures are kept."""
 VIEWS_FILE = "evaluation/occupancy/views.npz"
@@ -33,8 +35,8 @@ class Scorer(Protocol):
         """Count latents ``[b, future, C, H, W]`` forecast for the held-out samples ``rows``."""
         ...
 
-    def result(self) -> dict[str, Any]:
-        """What was measured, for JSON; percentages for shares."""
+    def result(self, world: World) -> dict[str, Any]:
+        """What all processes measured together, for JSON; percentages for shares."""
         ...
 
 
@@ -50,8 +52,9 @@ class OccupancyScorer:
         grids = self._decode(forecast.flatten(0, 1) / self._dataset.scale).unflatten(0, forecast.shape[:2])
         self._counter.update(grids, recorded_occupancy(self._dataset, self._truth, rows))
 
-    def result(self) -> dict[str, Any]:
+    def result(self, world: World) -> dict[str, Any]:
         """IoU and mIoU by horizon and averaged, IoU by class."""
+        self._counter.counts = world.sum(self._counter.counts)
         found = self._counter.result()
         return {
             "iou": [100 * value for value in found.iou],
@@ -76,9 +79,9 @@ class LatentScorer:
         self._squares += gap.square().flatten(2).mean(2).sum(0)
         self._rows += len(rows)
 
-    def result(self) -> dict[str, Any]:
+    def result(self, world: World) -> dict[str, Any]:
         """The distance by horizon and over all of them."""
-        power = self._squares / self._rows
+        power = world.sum(self._squares) / world.sum(torch.tensor(self._rows))
         return {"latent_rms": power.sqrt().tolist(), "mean_latent_rms": power.mean().sqrt().item()}
 
 
@@ -89,12 +92,14 @@ def score_forecasts(
     samplers: Mapping[str, Student],
     decoder: Decoder | None,
     phases: Phases,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Measure every sampler on the same held-out windows and noise; the entry of ``metrics.json``.
 
     Latents are decoded by ``decoder``, else by the data's own codec, and compared with the recorded occupancy of
     ``evaluate.labels`` or of the data; where one of the two is missing, their distance to the recorded latents is
     measured. Windows are spread evenly over the held-out data. Pictures of the first of them go to `VIEWS_FILE`.
+    Processes share the batches, and each gets the whole entry; frames per second are those of one process.
     """
     decode = decoder or dataset.decoder
     labels = settings.evaluate.labels
@@ -102,13 +107,15 @@ def score_forecasts(
     total = len(dataset.held_out_x)
     count = min(settings.evaluate.num_samples or total, total)
     chosen = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
-    batches = torch.split(chosen, settings.evaluate.batch_size)
+    batches = list(enumerate(torch.split(chosen, settings.evaluate.batch_size)))
+    own = batches[world.rank :: world.size]
+    frames = sum(len(batch) for _, batch in own) * dataset.sample_shape[0]
     rows: list[dict[str, Any]] = []
     views: dict[str, Tensor] = {}
     for name in [*samplers, RECORDED, REPEATED]:
         scorer: Scorer = OccupancyScorer(dataset, decode, truth) if decode and truth else LatentScorer(dataset)
         seconds = 0.0
-        for number, batch in enumerate(batches):
+        for number, batch in own:
             with phases.phase("sample"):
                 forecast, spent = _forecast(dataset, samplers.get(name), name, batch, number, settings.run.seed)
             seconds += spent
@@ -117,11 +124,11 @@ def score_forecasts(
                 if decode is not None and number == 0:
                     views[name] = from_above(decode(forecast[:VIEWS].flatten(0, 1) / dataset.scale))
         role, _, steps = name.partition("-")
-        speed = count * dataset.sample_shape[0] / seconds if seconds else None
+        speed = frames / seconds if seconds else None
         rows.append({"role": role, "steps": int(steps) if steps else None, "frames_per_second": speed})
-        rows[-1] |= scorer.result()
+        rows[-1] |= scorer.result(world)
     if truth and views:
-        views["truth"] = from_above(recorded_occupancy(dataset, truth, batches[0][:VIEWS]).flatten(0, 1))
+        views["truth"] = from_above(recorded_occupancy(dataset, truth, own[0][1][:VIEWS]).flatten(0, 1))
     if views:
         _write_views(run, {name: view.unflatten(0, (-1, dataset.sample_shape[0])) for name, view in views.items()})
     scored = "occupancy" if decode and truth else "latents"

@@ -310,7 +310,7 @@ def test_settings_diff_names_what_differs() -> None:
 def test_every_setting_is_described() -> None:
     lines = {line.key: line for line in describe_settings()}
     assert lines["distill.rollout.step_size"][1:3] == ("float or none, above 0", 0.02)
-    assert lines["distill.roles"].type == "one of 'full', 'lora'"
+    assert lines["distill.roles"].type == "one of 'full', 'lora', 'lora-student'"
     assert lines["evaluate.teacher_steps"].default == [1, 10, 100]
     assert len(lines) == len(describe_settings()) > 80
     assert [line.key for line in lines.values() if not line.help or "\n" in line.help or len(line.help) > 90] == []

@@ -109,7 +109,7 @@ def test_dropout_and_batch_statistics_are_off(user_module: Any, tmp_path: Path) 
     assert line["velocity_gap"] < 0.05
 
 
-@pytest.mark.parametrize("roles", ["full", "lora"])
+@pytest.mark.parametrize("roles", ["full", "lora", "lora-student"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_student_of_a_package_network_is_loaded_by_its_folder(roles: str, precision: str, tmp_path: Path) -> None:
     settings = tiny(
@@ -144,6 +144,51 @@ def test_the_student_of_any_module_is_loaded_into_one_like_it(roles: str, user_m
     assert torch.equal(load_student(tmp_path / "run", user_module.make()).sample(6), expected)
     with pytest.raises(ValueError, match="the weights do not fit the network"):
         load_student(tmp_path / "run", nn.Linear(2, 2))
+
+
+SCENE_CODE = '''
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """A field with two conditions, of which guidance takes one away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2 + 1 + 6 + 3, 2)
+
+    def forward(self, x, t, past, pose):
+        return self.body(torch.cat([x, t[:, None], past.flatten(1), pose], 1))
+
+
+def make() -> nn.Module:
+    return Net()
+'''
+
+
+@pytest.mark.parametrize("roles", ["full", "lora"])
+def test_conditions_besides_labels(roles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's field with conditions of its own names, one of which guidance has a negative of."""
+    (tmp_path / "users_scene.py").write_text(SCENE_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    make = __import__("users_scene").make
+    monkeypatch.setitem(sys.modules, "users_scene", sys.modules["users_scene"])  # forgotten afterwards
+    rows = {"past": torch.randn(5, 3, 2), "pose": torch.randn(5, 3)}
+    task = Task((2,), rows, {"past": torch.zeros(1, 3, 2)})
+    settings = tiny(f"distill.roles={roles}", "distill.lora_rank=2", "distill.guidance_scale=2.0")
+    student = distill(seeded(make), settings, task, tmp_path / "run", factory="users_scene:make")
+    loaded = load_student(tmp_path / "run")
+    assert loaded.condition_names == ("past", "pose")
+    samples = loaded.sample(5, rows)
+    assert torch.equal(samples, student.sample(5, rows))
+    assert not torch.equal(samples, loaded.sample(5, rows | {"pose": -rows["pose"]}))
+    assert not torch.equal(samples, loaded.sample(5, rows | {"past": -rows["past"]}))
+    with pytest.raises(ValueError, match="this student needs past, pose, one row for each sample; got None"):
+        loaded.sample(5)
+    with pytest.raises(ValueError, match=r"condition.*4"):
+        loaded.sample(5, {"past": rows["past"][:4], "pose": rows["pose"]})
 
 
 def test_the_finished_student_is_the_average(tmp_path: Path) -> None:
@@ -310,7 +355,7 @@ def test_a_run_from_before_is_described_enough_to_be_loaded(tmp_path: Path) -> N
         load_student(run.path)
 
 
-@pytest.mark.parametrize("roles", ["full", "lora"])
+@pytest.mark.parametrize("roles", ["full", "lora", "lora-student"])
 def test_one_step_of_the_student_beats_one_step_of_the_teacher(roles: str, tmp_path: Path) -> None:
     settings = load_settings(
         "mixture-2d",

@@ -16,11 +16,12 @@ from mfd_fast.data.dataset import all_rows
 from mfd_fast.data.occupancy import OccupancyDataset, codec
 from mfd_fast.data.occupancy.labels import FREE
 from mfd_fast.metrics.iou import IoUCounter
-from mfd_fast.occupancy import VIEWS_FILE, from_above, score_forecasts
+from mfd_fast.occupancy import VIEWS_FILE, LatentScorer, from_above, score_forecasts
 from mfd_fast.phases import Phases
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
 from mfd_fast.student import Student
+from mfd_fast.training.distributed import World
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,19 @@ def test_without_decoder_latents_are_compared(toy: OccupancyDataset, tmp_path: P
     assert not (tmp_path / "a" / VIEWS_FILE).exists()
     # A decoder of the user's own serves in its place.
     assert scored(blind, tmp_path / "b", 1.0, decoder=codec.decode)[0]["scored"] == "occupancy"
+
+
+def test_distances_of_several_processes_add_up(toy: OccupancyDataset) -> None:
+    """Squares and rows of all are added, whoever had more windows."""
+    whole, *parts = (LatentScorer(toy) for _ in range(3))
+    for scorer, rows in ((whole, [0, 1, 2]), (parts[0], [0, 1]), (parts[1], [2])):
+        scorer.update(torch.zeros(len(rows), *toy.sample_shape), torch.tensor(rows))
+
+    class Two(World):
+        def sum(self, values: Tensor) -> Tensor:
+            return values + {0: parts[1]._rows, 1: parts[1]._squares}[values.dim()]
+
+    assert parts[0].result(Two())["latent_rms"] == pytest.approx(whole.result(World())["latent_rms"], rel=1e-12)
 
 
 def test_views_from_above(toy: OccupancyDataset, tmp_path: Path) -> None:

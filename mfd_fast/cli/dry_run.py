@@ -36,11 +36,9 @@ def _rehearsed(settings: Settings, done: Rehearsal) -> Iterator[str]:
 
 def _plan(settings: DistillSettings, plan: Plan) -> Iterator[str]:
     """What the run does, a line a topic."""
-    low_rank = (
-        f"LoRA of rank {settings.lora_rank} on the frozen teacher" if settings.roles == "lora" else "whole copies"
-    )
-    trained = "student and auxiliary" if plan.auxiliary else "student; no auxiliary"
-    yield f"roles    {trained}: {low_rank}; networks in {settings.precision}"
+    kinds = {"lora": f"LoRA of rank {settings.lora_rank} on the frozen teacher", "full": "a whole copy"}
+    auxiliary = f"auxiliary: {kinds[plan.auxiliary]}" if plan.auxiliary else "no auxiliary"
+    yield f"roles    student: {kinds[plan.student]}; {auxiliary}; networks in {settings.precision}"
     cycles = settings.student_updates / plan.cycle_student * plan.cycle_auxiliary
     yield (
         f"updates  {settings.student_updates:,} of the student, {round(cycles):,} of the auxiliary "

@@ -263,7 +263,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from mfd_fast.data import load_dataset
     from mfd_fast.data.dataset import NoSamples
     from mfd_fast.evaluation import evaluate_run
-    from mfd_fast.training.context import choose_device
+    from mfd_fast.training.context import make_context
 
     run = RunFolder(options.folder)
     settings = run.read_settings()
@@ -274,15 +274,24 @@ def run_evaluate(options: argparse.Namespace) -> int:
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     if isinstance(dataset.x, NoSamples):
         raise ValueError("evaluate compares with samples, and prompts have none: look at pictures, mfd-fast sample")
+    context = make_context(settings.run)
     decoder = None
     if options.occfm_repo is not None:
         from mfd_fast.occfm_repo import load_decoder
 
-        device = choose_device(settings.run.device, "run.device")
-        decoder = load_decoder(options.occfm_repo, options.occfm_checkpoint, dataset.sample_shape[1], device)
+        decoder = load_decoder(options.occfm_repo, options.occfm_checkpoint, dataset.sample_shape[1], context.device)
     phases = Phases()
-    trusted = options.trust_code
-    finish(run, evaluate_run(run, settings, dataset, decoder=decoder, phases=phases, trust_code=trusted), phases)
+    metrics = evaluate_run(
+        run,
+        settings,
+        dataset,
+        decoder=decoder,
+        phases=phases,
+        context=context,
+        trust_code=options.trust_code,
+    )
+    if metrics:
+        finish(run, metrics, phases)
     return 0
 
 

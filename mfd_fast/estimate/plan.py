@@ -85,8 +85,8 @@ def plan_from_settings(settings: DistillSettings, gpus: int) -> Plan:
         )
     names = {settings.student_optimizer.name, *([settings.auxiliary_optimizer.name] if needs.auxiliary else [])}
     return Plan(
-        auxiliary=settings.roles if needs.auxiliary else None,
-        student=settings.roles,
+        auxiliary=("lora" if settings.roles == "lora" else "full") if needs.auxiliary else None,
+        student="full" if settings.roles == "full" else "lora",
         rows=settings.batch_size // parts,
         precision=settings.precision,
         low_teacher=settings.teacher_weights != "float",

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import all_rows
-from mfd_fast.distillation import Task, load_student, make_roles, make_student
+from mfd_fast.distillation import Task, load_student, make_student
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import distilled, points_settings, trained_teacher
@@ -33,6 +33,7 @@ from mfd_fast.report.theme import Theme, new_figure
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.streams import make_generator, standard_normal
 from mfd_fast.training.checkpoint import list_checkpoints, load_checkpoint
+from mfd_fast.training.making_roles import make_roles
 from mfd_fast.types import VelocityField
 
 if TYPE_CHECKING:

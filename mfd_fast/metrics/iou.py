@@ -6,7 +6,6 @@ classes without "free"; IoU is the same for "anything but free" as one class. A 
 horizon counts as 1 there, claimed or not. Averages over horizons are plain means.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,12 +85,3 @@ class IoUCounter:
 
 def _ratio(seen: Tensor, claimed: Tensor, correct: Tensor) -> Tensor:
     return torch.where(seen > 0, correct / (seen + claimed - correct).clamp(min=1), 1.0)
-
-
-def add_counts(counters: Sequence[IoUCounter]) -> IoUCounter:
-    """One counter with the counts of all."""
-    first = counters[0]
-    total = IoUCounter(len(first.counts), first.num_classes, first.ignore)
-    for counter in counters:
-        total.counts += counter.counts
-    return total

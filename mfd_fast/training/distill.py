@@ -31,7 +31,7 @@ from mfd_fast.training.samples import SamplesAhead
 from mfd_fast.training.step import Updates, Work, make_updates
 from mfd_fast.training.teacher import law_from
 from mfd_fast.training.teacher_weights import GateInputs, LowPrecisionTeacher
-from mfd_fast.training.zero_roles import ZeroAverage, ZeroOptimizer, ZeroRoles
+from mfd_fast.training.zero_roles import ZeroAverage, ZeroOptimizer, sharded_roles
 from mfd_fast.types import Condition, VelocityField
 
 GUIDANCE_SAVINGS = ("guidance_interval", "negative_every")
@@ -90,7 +90,7 @@ class DistillTraining:
         self.total_updates = self.cycle.total(settings.student_updates)
         self._settings, self._seed, self._context = settings, seed, context
         self._roles, self._student, self._conditions = roles, student, conditions
-        self._sharded = roles if isinstance(roles, ZeroRoles) else None
+        self._sharded = sharded_roles(roles)
         self._on_samples = on_samples
         self._trained = trained_roles(needs)
         dtype = PRECISIONS[settings.precision]
@@ -135,8 +135,8 @@ class DistillTraining:
     def _make_average(self, decay: float) -> WeightAverage | None:
         if decay == 0:
             return None
-        if self._sharded is not None:
-            return ZeroAverage(self._sharded.sharded["student"], decay)
+        if "student" in self._sharded:
+            return ZeroAverage(self._sharded["student"], decay)
         return WeightAverage(self._roles.parameters("student"), decay)
 
     def _make_optimizer(self, part: str) -> RoleOptimizer | ZeroOptimizer:
@@ -148,8 +148,8 @@ class DistillTraining:
             "discriminator": settings.discriminator_optimizer,
         }
         total = of_student if part == "student" else self.total_updates - of_student
-        if self._sharded is not None:
-            return ZeroOptimizer(self._sharded.sharded[part], chosen[part], total_updates=total)
+        if part in self._sharded:
+            return ZeroOptimizer(self._sharded[part], chosen[part], total_updates=total)
         optimizer = RoleOptimizer(
             self._parameters(part),
             chosen[part],
@@ -168,9 +168,9 @@ class DistillTraining:
         return self._roles.parameters(part)
 
     def _make_updates(self, auxiliary: VelocityField) -> Updates:
-        if self._sharded is not None:
-            engines = {role: sharded.field() for role, sharded in self._sharded.sharded.items()}
-            return Updates(engines.get("auxiliary", auxiliary), engines["student"], False)
+        if self._sharded:
+            engines = {role: sharded.field() for role, sharded in self._sharded.items()}
+            return Updates(engines.get("auxiliary", auxiliary), engines.get("student", self._student.field), False)
         share, device = self._shares[0], self._context.device
         x = torch.zeros(share.rows, *self._student.sample_shape, dtype=torch.float32, device=device)
         return make_updates(
@@ -215,10 +215,9 @@ class DistillTraining:
 
     def _refresh_all_but(self, role: str | None) -> None:
         """Rollouts and samples are computed with the present weights of the other roles."""
-        if self._sharded is not None:
-            for other in self._trained:
-                if other != role:
-                    self._sharded.refresh(other)
+        for other, sharded in self._sharded.items():
+            if other != role:
+                sharded.refresh()
 
     def _step(self, role: str) -> UpdateReport:
         report = self._optimizers[role].step()
@@ -321,7 +320,7 @@ class DistillTraining:
         """What must stay equal for a resume to give the same bits, apart from the context."""
         runner = "compiled" if self.compiled else self._settings.rollout.runner
         choices = measured_choices(runner, self._context.device)
-        stage = {} if self._sharded is None else {"zero_stage": self._settings.zero_stage}
+        stage = {"zero_stage": self._settings.zero_stage} if self._sharded else {}
         low = {} if self._low is None else {"teacher_weights": self._low.kind}
         return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices | stage | low
 

@@ -45,6 +45,15 @@ class World:
             dist.all_reduce(pair)
         return (pair[0] / pair[1]).to(values.device)
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over the processes."""
+        if self.size == 1:
+            return values
+        total = values.detach().clone().to(self._device())
+        with everybody_there():
+            dist.all_reduce(total)
+        return total.to(values.device)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is raised in any process."""
         if self.size == 1:

@@ -23,10 +23,10 @@ def check_settings(needs: Needs, settings: DistillSettings, processes: int = 1) 
         raise ValueError(
             f"{method} learns from data alone, so distill.guidance_scale must be 1.0; got {settings.guidance_scale}"
         )
-    if settings.roles == "lora" and (needs.second_time or needs.random_start):
+    if settings.roles != "full" and (needs.second_time or needs.random_start):
         kind = "has a second time" if needs.second_time else "begins at random"
-        raise ValueError(f"{method} trains a network that {kind}: set distill.roles to full, got 'lora'")
-    if settings.roles == "lora" and needs.same_weights:
+        raise ValueError(f"{method} trains a network that {kind}: set distill.roles to full, got {settings.roles!r}")
+    if settings.roles != "full" and needs.same_weights:
         raise ValueError(
             f"{method} moves the auxiliary's weights towards the student's, and the mean of low-rank factors is not "
             f"the factors of a mean: set distill.roles to full, or distill.method_options.ida_decay to 1"
@@ -64,7 +64,7 @@ def check_runner(settings: DistillSettings, device: torch.device) -> None:
 
 def check_sharding(needs: Needs, settings: DistillSettings) -> None:
     """Raise ValueError where shared-out weights cannot do what the method or the other settings ask for."""
-    if settings.roles == "lora":
+    if settings.roles == "lora" or (settings.roles == "lora-student" and not needs.auxiliary):
         raise ValueError(
             "distill.zero_stage shares out whole networks, and LoRA roles are too small for it to bring anything: set "
             "distill.zero_stage to 0, and each process computes its part of the batch"
@@ -73,10 +73,16 @@ def check_sharding(needs: Needs, settings: DistillSettings) -> None:
         raise ValueError("distill.teacher_weights keeps the whole teacher beside a copy: set it to float for ZeRO")
     if settings.compile == "on":
         raise ValueError("distill.compile is on, but DeepSpeed's hooks cannot be compiled: set distill.compile to auto")
-    if settings.recompute_steps:
+    whole_student = settings.roles == "full"
+    if settings.recompute_steps and whole_student:
         raise ValueError("distill.recompute_steps runs an engine inside of its backward pass: set it to false for ZeRO")
-    if "adamw8bit" in (settings.auxiliary_optimizer.name, settings.student_optimizer.name):
-        raise ValueError("DeepSpeed flattens weights, which moments of 8 bits do not follow: choose adamw for ZeRO")
+    optimizers = {"auxiliary": settings.auxiliary_optimizer, "student": settings.student_optimizer}
+    for role in optimizers if whole_student else ("auxiliary",):
+        if optimizers[role].name == "adamw8bit":
+            raise ValueError(
+                f"DeepSpeed flattens weights, which moments of 8 bits do not follow: set distill.{role}_optimizer.name "
+                f"to adamw for ZeRO"
+            )
     wanted = {
         "a discriminator": needs.discriminator is not None,
         "a forward-mode derivative": needs.derivative,

@@ -1,4 +1,4 @@
-"""Teacher, auxiliary and student: three networks, or one frozen backbone with low-rank roles."""
+"""Teacher, auxiliary and student: three networks, one frozen backbone with low-rank roles, or some of each."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ class FullRoles:
 
     Args:
         teacher: the frozen teacher.
-        trained: the roles to make; without "auxiliary" that field is the teacher itself.
+        trained: the roles to make; the field of one that is not is the teacher itself.
         student: what the student begins as, if not as the teacher.
     """
 
@@ -57,7 +57,7 @@ class FullRoles:
     ) -> None:
         self.teacher = teacher
         self.auxiliary = _trainable_copy(teacher) if "auxiliary" in trained else teacher
-        self.student = _trainable_copy(teacher if student is None else student)
+        self.student = _trainable_copy(teacher if student is None else student) if "student" in trained else teacher
         self._trained = tuple(trained)
 
     def parameters(self, role: str) -> list[nn.Parameter]:
@@ -80,6 +80,37 @@ class FullRoles:
         if role not in self._trained:
             raise ValueError(f"role must be one of {', '.join(self._trained)}, got {role!r}")
         return modules[role]
+
+
+class UnlikeRoles:
+    """An auxiliary and a student that are trained in different ways, such as whole and low-rank.
+
+    Args:
+        auxiliary: where the auxiliary is from.
+        student: where the student and the teacher are from.
+    """
+
+    def __init__(self, auxiliary: Roles, student: Roles) -> None:
+        self.parts = {"auxiliary": auxiliary, "student": student}
+        """By role where it is from."""
+        self.teacher, self.auxiliary, self.student = student.teacher, auxiliary.auxiliary, student.student
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """The trained weights of a role."""
+        return self._part(role).parameters(role)
+
+    def state_dict(self, role: str) -> dict[str, Tensor]:
+        """The state of a role, as its part has it."""
+        return self._part(role).state_dict(role)
+
+    def load_state_dict(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """Restore a role; ValueError when names or shapes differ."""
+        self._part(role).load_state_dict(role, state)
+
+    def _part(self, role: str) -> Roles:
+        if role not in self.parts:
+            raise ValueError(f"role must be one of {', '.join(self.parts)}, got {role!r}")
+        return self.parts[role]
 
 
 def _trainable_copy(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from mfd_fast.config import DistillSettings
 from mfd_fast.models.diffusers_lora import load_lora, lora_file, read_lora
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.storage import sha256, write_json
-from mfd_fast.training.roles import Roles
+from mfd_fast.training.roles import Roles, UnlikeRoles
 
 FILE_NAME = "adapters.json"
 """In a run's folder: which adapters its roles began from."""
@@ -52,15 +52,16 @@ def begin_from_adapters(roles: Roles, settings: DistillSettings) -> dict[str, An
     check_adapters(settings)
     read: dict[str, Any] = {}
     for role, file in given_adapters(settings).items():
-        if not isinstance(roles, LoRARoles) or role not in roles.roles:
+        part = roles.parts[role] if isinstance(roles, UnlikeRoles) and role in roles.parts else roles
+        if not isinstance(part, LoRARoles) or role not in part.roles:
             raise ValueError(f"distill.{role}_lora is an adapter, but the {role} of this run is no low-rank role")
         try:
-            load_lora(file, roles, role)
+            load_lora(file, part, role)
         except ValueError as error:
             raise ValueError(
                 f"distill.{role}_lora: {error}; set distill.lora_targets to the layers of the adapter"
             ) from error
-        read[role] = {"file": str(file), "sha256": sha256(file), "rank": roles.rank, "layers": len(roles.layers)}
+        read[role] = {"file": str(file), "sha256": sha256(file), "rank": part.rank, "layers": len(part.layers)}
     return read
 
 

@@ -16,6 +16,7 @@ from mfd_fast.config import DistillSettings, OptimizerSettings
 from mfd_fast.training.context import Context
 from mfd_fast.training.ema import WeightAverage
 from mfd_fast.training.optimizing import UpdateReport, learning_rate, set_learning_rate
+from mfd_fast.training.roles import TRAINED, Roles, UnlikeRoles
 from mfd_fast.training.zero import GROWTH_INTERVAL, STATES, Sharded, peers_in_words
 
 
@@ -26,7 +27,7 @@ class ZeroRoles:
 
     Args:
         teacher: the frozen teacher, the same in every process.
-        trained: the roles to make; without "auxiliary" that field is the teacher itself.
+        trained: the roles to make; the field of one that is not is the teacher itself.
         settings: of the distillation: stage, offload, precision, batch and optimisers.
         context: device and processes.
         student: what the student begins as, if not as the teacher.
@@ -49,8 +50,9 @@ class ZeroRoles:
         self.teacher = teacher
         self.sharded = {role: Sharded(start[role], settings, optimizers[role], context) for role in trained}
         """By role its engine and the module of its rollouts."""
-        self.auxiliary = self.sharded["auxiliary"].rollout if "auxiliary" in trained else teacher
-        self.student = self.sharded["student"].rollout
+        self.auxiliary, self.student = (
+            self.sharded[role].rollout if role in self.sharded else teacher for role in TRAINED
+        )
 
     def parameters(self, role: str) -> list[nn.Parameter]:
         """The weights of a role as rollouts see them."""
@@ -83,15 +85,17 @@ class ZeroRoles:
             if id(buffer) in weights:
                 buffer.copy_(weights[id(buffer)])
 
-    def refresh(self, role: str) -> None:
-        """Let rollouts of a role use its present weights; all processes call it together."""
-        if role in self.sharded:
-            self.sharded[role].refresh()
-
     def _of(self, role: str) -> Sharded:
         if role not in self.sharded:
             raise ValueError(f"role must be one of {', '.join(self.sharded)}, got {role!r}")
         return self.sharded[role]
+
+
+def sharded_roles(roles: Roles) -> dict[str, Sharded]:
+    """The roles that are shared out, by name; the others, if there are any, each process holds whole."""
+    if isinstance(roles, UnlikeRoles):
+        return {role: part for one in roles.parts.values() for role, part in sharded_roles(one).items()}
+    return roles.sharded if isinstance(roles, ZeroRoles) else {}
 
 
 class ZeroOptimizer:

@@ -1,16 +1,27 @@
 """The commands for OccFM, as a new user would call them."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_occfm import CONFIG, save, write_checkout
 
 from mfd_fast.cli import main
+from mfd_fast.data import load_dataset
+from mfd_fast.data.occupancy import OccupancyDataset
+from mfd_fast.metrics.iou import IoUCounter
 from mfd_fast.models.occfm import OccupancyVelocity
+from mfd_fast.occfm_repo import load_decoder
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
 
@@ -66,8 +77,6 @@ def test_sample_takes_held_out_histories(finished_toy: Path, cli: Callable[..., 
 
 
 def test_evaluate_again_says_the_same(finished_toy: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
-    import shutil
-
     copied = Path(shutil.copytree(finished_toy, tmp_path / "copy"))
     before = json.loads((copied / "metrics.json").read_text())["occupancy"]["rows"]
     result = cli("evaluate", copied)
@@ -75,6 +84,109 @@ def test_evaluate_again_says_the_same(finished_toy: Path, cli: Callable[..., Any
     assert "student     1 step   IoU" in result.out
     after = json.loads((copied / "metrics.json").read_text())["occupancy"]["rows"]
     assert [row["mean_iou"] for row in before] == [row["mean_iou"] for row in after]
+
+
+@pytest.mark.timeout(300)
+def test_processes_share_the_windows(finished_toy: Path, tmp_path: Path) -> None:
+    """Three windows one by one in two processes: the numbers of one process, said once."""
+    run = Path(shutil.copytree(finished_toy, tmp_path / "run"))
+    settings = RunFolder(run).read_settings()
+    few = replace(settings.evaluate, num_samples=3, batch_size=1)
+    RunFolder(run).write_settings(replace(settings, evaluate=few))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    said = []
+    for ranks in (
+        [{"OMP_NUM_THREADS": "1"}],
+        [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)],
+    ):
+        command = [sys.executable, "-W", "ignore", "-m", "mfd_fast", "evaluate", str(run)]
+        started = [
+            subprocess.Popen(command, env=os.environ | rank, stdout=subprocess.PIPE, text=True) for rank in ranks
+        ]
+        said += [process.communicate(timeout=120)[0] for process in started]
+        assert [process.returncode for process in started] == [0] * len(ranks)
+    assert said[0].startswith("teacher     1 step   IoU")
+    assert said[1:] == [said[0], ""]
+
+
+OWN_TEACHER = """
+import torch
+from torch import nn
+
+
+class Forecaster(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(2, 1)
+
+    def forward(self, x, t, history, trajectory):
+        seen = self.mix(torch.stack([x, history], -1)).squeeze(-1)
+        return seen + trajectory.sum((1, 2)).view(-1, 1, 1, 1, 1)
+
+
+def make():
+    torch.manual_seed(0)
+    return Forecaster()
+"""
+
+
+def test_a_teacher_of_the_users_own_with_histories(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factory for the teacher, conditions from the data: distil, sample, evaluate."""
+    Path("own_forecaster.py").write_text(OWN_TEACHER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--run", "run", "--teacher", "own_forecaster:make", *SETTINGS, *FEW]
+    unguided = ["--set", "evaluate.teacher_guidance_scale=1.0"]
+    result = cli("distill", *arguments, *unguided)
+    assert result.code == 0, result.err
+    described = json.loads(Path("run/student.json").read_text())
+    assert described["network"] == {"factory": "own_forecaster:make"}
+    assert described["condition_names"] == ["history", "trajectory"]
+    assert cli("sample", "run", "--num", 2, "--out", "samples.npz").code == 0
+    result = cli("evaluate", "run")
+    assert result.code == 0, result.err
+    assert "teacher     2 steps  IoU" in result.out
+    # Guidance needs something to push away from, which this teacher does not say.
+    guided = cli("distill", *arguments, *unguided, "--fresh", "--set", "distill.guidance_scale=2.0")
+    assert guided.code == 2
+    assert "the teacher has no negative condition" in guided.err
+
+
+def test_evaluate_decodes_with_a_checkout(finished_toy: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+    """The decoder of a checkout in place of the toy set's codec: every line is what that decoder makes of latents."""
+    config = CONFIG.replace("HEIGHT_NUM: 5", "HEIGHT_NUM: 4").replace("OUT_DIM: 15", "OUT_DIM: 12")
+    checkout = write_checkout(tmp_path / "occfm", config=config)
+    checkpoint = save(
+        tmp_path,
+        **{
+            "module.decoder.up.weight": torch.randn(4, 12, 2, 2, generator=torch.Generator().manual_seed(0)),
+            "module.decoder.up.bias": torch.zeros(12),
+        },
+    )
+    copied = Path(shutil.copytree(finished_toy, tmp_path / "copy"))
+    result = cli("evaluate", copied, "--occfm-repo", checkout, "--occfm-checkpoint", checkpoint)
+    assert result.code == 0, result.err
+    rows = {row["role"]: row for row in json.loads((copied / "metrics.json").read_text())["occupancy"]["rows"]}
+
+    settings = RunFolder(copied).read_settings()
+    data = load_dataset(settings.data.name, **settings.data.options)
+    assert isinstance(data, OccupancyDataset)
+    assert data.truth is not None
+    chosen = torch.linspace(0, len(data.held_out_x) - 1, 4, dtype=torch.float64).round().long()
+    decode = load_decoder(checkout, checkpoint, 4, torch.device("cpu"))
+    counter = IoUCounter(3, 17)
+    latents = data.held_out_x[chosen] / data.scale
+    truth = torch.stack([data.truth.labels(start, 3) for start in data.truth_starts[chosen].tolist()])
+    counter.update(decode(latents.flatten(0, 1)).unflatten(0, (4, 3)), truth)
+    expected = 100 * counter.result().mean_iou
+    assert expected < 60
+    assert rows["recorded"]["mean_iou"] == pytest.approx(expected)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "forecast"]:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize(

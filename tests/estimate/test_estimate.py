@@ -140,6 +140,10 @@ def test_plan_from_settings() -> None:
     plan = plan_from_settings(settings, 4)
     assert (plan.rows, plan.accumulation, plan.guided, plan.auxiliary) == (4, 2, True, "full")
     assert plan_from_settings(DistillSettings(method="cd"), 1).auxiliary is None
+    mixed = plan_from_settings(DistillSettings(roles="lora-student", zero_stage=2), 2)
+    assert (mixed.auxiliary, mixed.student, mixed.zero) == ("full", "lora", 2)
+    both = plan_from_settings(DistillSettings(roles="lora"), 1)
+    assert (both.auxiliary, both.student) == ("lora", "lora")
 
 
 def test_an_out_of_memory_error_names_the_cheapest_knobs() -> None:

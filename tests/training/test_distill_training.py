@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.streams import RowDraws
 from mfd_fast.student import Student
@@ -17,6 +17,7 @@ from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.distributed import World
+from mfd_fast.training.making_roles import make_roles
 
 Make = Callable[..., Settings]
 Start = Callable[..., tuple[DistillTraining, Any]]
@@ -41,10 +42,11 @@ def weights(roles: Any, role: str) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in roles.parameters(role)])
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "lora-student"])
 def test_an_update_changes_only_its_role(start: Start, kind: str) -> None:
     training, roles = start(f"distill.roles={kind}")
-    teacher = roles.teacher if kind == "full" else roles.module
+    low_rank = roles.parts["student"] if kind == "lora-student" else roles
+    teacher = roles.teacher if kind == "full" else low_rank.module
     kept = {name: value.clone() for name, value in teacher.state_dict().items()}
     for update in range(6):
         before = {role: weights(roles, role) for role in ("auxiliary", "student")}

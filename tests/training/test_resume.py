@@ -33,6 +33,7 @@ KINDS = {
         *("distill.roles=lora", "distill.lora_rank=2", "distill.ema_decay=0.9"),
         "distill.accumulation=2",
     ),
+    "lora-student": ("distill.roles=lora-student", "distill.lora_rank=2", "distill.ema_decay=0.9"),
     "few-steps-bfloat16": ("distill.student_steps=2", "distill.grad_steps=1", "distill.precision=bfloat16"),
     "float16": ("distill.precision=float16",),
 }
@@ -48,7 +49,7 @@ def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     [
         *(("full-average", stop) for stop in (1, 4, 6, 17)),
         *(("lora-average-accumulated", stop) for stop in (2, 5)),
-        *(("lora", 4), ("few-steps-bfloat16", 4), ("float16", 4)),
+        *(("lora", 4), ("lora-student", 5), ("few-steps-bfloat16", 4), ("float16", 4)),
     ],
 )
 def test_resumed_distillation_has_the_same_bits(

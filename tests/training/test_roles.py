@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mfd_fast.training.roles import FullRoles
+from mfd_fast.models.lora import LoRARoles
+from mfd_fast.training.roles import FullRoles, UnlikeRoles
 
 
 def test_roles_begin_as_the_teacher_and_move_apart() -> None:
@@ -53,3 +54,22 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
 def test_only_two_roles_are_trained(role: str) -> None:
     with pytest.raises(ValueError, match=f"role must be one of auxiliary, student, got '{role}'"):
         FullRoles(nn.Linear(2, 2)).parameters(role)
+
+
+def test_a_whole_auxiliary_beside_a_low_rank_student() -> None:
+    """Each role is that of its part; nothing is made for the role that a part does not have."""
+    teacher = nn.Sequential(nn.Linear(3, 3)).requires_grad_(False)
+    whole, low_rank = FullRoles(teacher, ["auxiliary"]), LoRARoles(teacher, rank=1, alpha=1.0, roles=["student"])
+    roles = UnlikeRoles(auxiliary=whole, student=low_rank)
+    assert whole.student is teacher
+    assert list(roles.state_dict("auxiliary")) == ["0.weight", "0.bias"]
+    assert list(roles.state_dict("student")) == ["0.lora_A", "0.lora_B"]
+    assert [parameter.shape for parameter in roles.parameters("student")] == [(1, 3), (3, 1)]
+    roles.load_state_dict("auxiliary", {"0.weight": torch.eye(3), "0.bias": torch.ones(3)})
+    roles.load_state_dict("student", {"0.lora_A": torch.ones(1, 3), "0.lora_B": torch.ones(3, 1)})
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(whole.auxiliary(x), x + 1)
+    torch.testing.assert_close(low_rank.merged("student")(x), teacher(x) + x.sum(1, keepdim=True))
+    assert (roles.auxiliary, roles.student.role, roles.teacher.role) == (whole.auxiliary, "student", None)
+    with pytest.raises(ValueError, match="role must be one of auxiliary, student, got 'teacher'"):
+        roles.parameters("teacher")

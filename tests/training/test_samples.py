@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, distill, make_roles, make_student
+from mfd_fast.distillation import Task, distill, make_student
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.student import Student
@@ -18,6 +18,7 @@ from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.distributed import World
 from mfd_fast.training.interrupts import Interrupted
+from mfd_fast.training.making_roles import make_roles
 
 Start = Callable[..., tuple[DistillTraining, Any]]
 CYCLE = ("distill.cycle_auxiliary=5", "distill.cycle_student=2", "distill.student_updates=6", "distill.batch_size=8")

@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.models.sana import SanaNetwork
 from mfd_fast.settings_io import load_settings
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.distributed import World
+from mfd_fast.training.making_roles import make_roles
+from mfd_fast.training.roles import TRAINED
 
 COMMON = (
     *("distill.precision=float32", "distill.lora_rank=4", "distill.cycle_auxiliary=2", "distill.sample_rows=64"),
@@ -78,9 +80,9 @@ def task() -> Task:
     return Task((4, 4, 4), rows, null)
 
 
-def trained(teacher: Any, task: Task, rows: int, accumulation: int) -> dict[str, Tensor]:
-    """Both adapters after three cycles."""
-    chosen = [*COMMON, f"distill.batch_size={rows}", f"distill.accumulation={accumulation}"]
+def trained(teacher: Any, task: Task, rows: int, accumulation: int, kind: str) -> dict[str, Tensor]:
+    """Both roles after three cycles."""
+    chosen = [*COMMON, f"distill.roles={kind}", f"distill.batch_size={rows}", f"distill.accumulation={accumulation}"]
     settings = load_settings("sana-1600m", overrides=chosen).distill
     context = Context(torch.device("cpu"), World())
     roles = make_roles(SanaNetwork(teacher), settings, seed=0)
@@ -89,15 +91,17 @@ def trained(teacher: Any, task: Task, rows: int, accumulation: int) -> dict[str,
     training = DistillTraining(roles, student, conditions, settings, 0, context)
     for update in range(training.total_updates):
         training.run_update(update)
-    return {f"{role} {name}": value for role in roles.roles for name, value in roles.state_dict(role).items()}
+    return {f"{role} {name}": value for role in TRAINED for name, value in roles.state_dict(role).items()}
 
 
-@pytest.mark.parametrize("rows", [4, 6])
-def test_a_batch_trains_as_its_rows_one_by_one_do(make_sana: Callable[..., Any], task: Task, rows: int) -> None:
+@pytest.mark.parametrize(("kind", "rows"), [("lora", 4), ("lora", 6), ("lora-student", 4)])
+def test_a_batch_trains_as_its_rows_one_by_one_do(
+    make_sana: Callable[..., Any], task: Task, kind: str, rows: int
+) -> None:
     """With 4 rows a time that is broadcast along the side or the channels of a latent would go unnoticed."""
     teacher = make_sana(sample_size=4)
-    together = trained(teacher, task, rows, 1)
-    apart = trained(teacher, task, rows, rows)
+    together = trained(teacher, task, rows, 1, kind)
+    apart = trained(teacher, task, rows, rows, kind)
     for name, value in together.items():
         torch.testing.assert_close(value, apart[name], rtol=1e-4, atol=1e-5)
     moved = [float(value.abs().max()) for name, value in together.items() if name.endswith("lora_B")]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mfd_fast.config import DistillSettings
 from mfd_fast.models.diffusers_lora import save_lora
-from mfd_fast.models.sana import SanaRoles
-from mfd_fast.training.roles import FullRoles
+from mfd_fast.models.sana import SanaNetwork, SanaRoles
+from mfd_fast.training.roles import FullRoles, UnlikeRoles
 from mfd_fast.training.starts import begin_from_adapters, check_adapters, note_start
 
 SETTINGS = DistillSettings(roles="lora", lora_rank=4, lora_alpha=8.0, lora_targets=["to_q", "to_k", "to_v"])
@@ -41,6 +41,19 @@ def test_both_roles_begin_bit_for_bit(make_sana: Callable[..., Any], adapters: S
         "auxiliary": (4, 12),
     }
     assert read["student"]["sha256"] != read["auxiliary"]["sha256"]
+
+
+def test_a_low_rank_student_beside_a_whole_auxiliary(
+    make_sana: Callable[..., Any], adapters: SanaRoles, tmp_path: Path
+) -> None:
+    teacher = SanaNetwork(make_sana())
+    student = SanaRoles(teacher, rank=4, lora_alpha=8, roles=["student"])
+    roles = UnlikeRoles(auxiliary=FullRoles(teacher, ["auxiliary"]), student=student)
+    begin_from_adapters(roles, replace(SETTINGS, student_lora=str(tmp_path / "student")))
+    for name, value in adapters.state_dict("student").items():
+        assert torch.equal(student.state_dict("student")[name], value), name
+    with pytest.raises(ValueError, match="the auxiliary of this run is no low-rank role"):
+        begin_from_adapters(roles, replace(SETTINGS, auxiliary_lora=str(tmp_path / "auxiliary")))
 
 
 def test_what_was_read_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

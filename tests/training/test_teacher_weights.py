@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.config import DistillSettings
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.mean_velocity import mean_velocity_pair
 from mfd_fast.models.sana import SanaNetwork
 from mfd_fast.ops import quantized_linear
@@ -22,6 +22,7 @@ from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining, method_options
 from mfd_fast.training.distributed import World
+from mfd_fast.training.making_roles import make_roles
 from mfd_fast.training.teacher_weights import (
     ROWS,
     GateInputs,

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, make_roles, make_student
+from mfd_fast.distillation import Task, make_student
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.rollout import fixed_steps
 from mfd_fast.student import Student
@@ -22,6 +22,7 @@ from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.distributed import World
 from mfd_fast.training.loop import LoopOptions, run_training
+from mfd_fast.training.making_roles import make_roles
 from mfd_fast.training.unread import UnreadFlags
 
 DELAY = 4

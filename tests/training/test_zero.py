@@ -24,6 +24,8 @@ from mfd_fast.training.requirements import check_settings
 from mfd_fast.training.zero import engine_config, import_deepspeed
 
 STAGES = ("two-1", "two-2", "two-3")
+BESIDE_LORA = ("lora-2", "lora-3", "beside LoRA, another stage", "beside LoRA, as a whole")
+"""The auxiliary is shared out, the student is low-rank and whole in each process."""
 
 
 class Runs(NamedTuple):
@@ -98,26 +100,31 @@ class TestTwoProcesses:
             "as a whole",
             "less shared out",
             "from a whole",
+            *BESIDE_LORA,
         ],
     )
     def test_losses_and_student_are_those_of_one_process(self, runs: Runs, name: str) -> None:
         """Also from a checkpoint of another number of processes or another stage, and of whole roles."""
         assert set(runs.told[name]["codes"]) == {0}, runs.said(name, 0)
-        whole, ours = runs.updates("one"), runs.updates(name)
+        one = "lora-one" if name in BESIDE_LORA else "one"
+        whole, ours = runs.updates(one), runs.updates(name)
         assert [line["role"] for line in ours] == ["auxiliary", "auxiliary", "student"] * 7
         for key in ("loss", "grad_norm", "learning_rate"):
             assert [line[key] for line in ours] == pytest.approx([line[key] for line in whole], rel=5e-6)
-        teacher, expected = runs.teacher(), runs.student("one")
-        assert max((value - teacher[key]).abs().max().item() for key, value in expected.items()) > 1e-3
+        expected = runs.student(one)
+        start = runs.teacher() if one == "one" else {key: 0 * value for key, value in expected.items()}
+        moved = [(value - start[key]).abs().max().item() for key, value in expected.items()]
+        assert max(moved) > 1e-3
+        assert all(key.endswith(("lora_A", "lora_B")) for key in expected) == (one == "lora-one")
         for key, value in runs.student(name).items():
             torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize("name", [*STAGES, "offload", "two-3-bf16"])
+    @pytest.mark.parametrize("name", [*STAGES, "offload", "two-3-bf16", "lora-2", "lora-3"])
     def test_each_engine_changes_in_its_phase_only(self, runs: Runs, name: str) -> None:
         for seen in runs.seen(name):
             assert [update["changed"] for update in seen] == [[update["role"]] for update in seen]
 
-    @pytest.mark.parametrize("name", [*STAGES, "offload", "two-3-bf16", "two-2-fp16", "nan"])
+    @pytest.mark.parametrize("name", [*STAGES, "offload", "two-3-bf16", "two-2-fp16", "nan", "lora-3"])
     def test_rollouts_see_present_weights_in_the_same_memory(self, runs: Runs, name: str) -> None:
         for seen in runs.seen(name):
             assert not any(update["moved"] for update in seen)
@@ -205,8 +212,13 @@ class TestTwoProcesses:
         (Needs(same_weights=True), "", "needs weights of one role moved towards the other's"),
         (Needs(target_decay=0.9), "", "needs a slowly moving target"),
         (Needs(), "distill.roles=lora", "LoRA roles are too small"),
+        (Needs(auxiliary=False), "distill.roles=lora-student", "LoRA roles are too small"),
         (Needs(), "distill.recompute_steps=true", "distill.recompute_steps runs an engine inside"),
-        (Needs(), "distill.auxiliary_optimizer.name=adamw8bit", "choose adamw for ZeRO"),
+        (
+            Needs(),
+            "distill.auxiliary_optimizer.name=adamw8bit",
+            r"auxiliary_optimizer\.name to adamw for ZeRO",
+        ),
         (Needs(), "distill.compile=on", "DeepSpeed's hooks cannot be compiled"),
     ],
 )
@@ -217,6 +229,9 @@ def test_what_cannot_be_shared_out_is_refused(
     with pytest.raises(ValueError, match=words):
         check_settings(needs, tiny_settings(*overrides).distill)
     check_settings(Needs(), tiny_settings("distill.zero_stage=2").distill)
+    # The student's own steps and moments are its own affair where it is low-rank.
+    free = ["distill.recompute_steps=true", "distill.student_optimizer.name=adamw8bit", "distill.roles=lora-student"]
+    check_settings(Needs(), tiny_settings("distill.zero_stage=2", *free).distill)
 
 
 def test_wrong_stages_are_refused(tiny_settings: Callable[..., Settings]) -> None:

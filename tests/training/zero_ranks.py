@@ -79,22 +79,22 @@ def run(folder: Path, processes: int, *options: str, spoil: Spoil = nothing, com
 
 
 def watch(path: Path) -> None:
-    """Every update is logged; which role's weights it changed in this process, and whether a rollout's weights ever
-    moved in memory, is kept in ``path``.
+    """Every update is logged; which role's weights it changed in this process, and whether the weights of a rollout
+    of a sharded role ever moved in memory, is kept in ``path``.
     """
     original, seen = DistillTraining.run_update, []
 
     def run_update(self: Any, update: int) -> Any:
-        if self._sharded is None:
+        if not self._sharded:
             return original(self, update)
-        parts = self._sharded.sharded
-        before = {role: [part.detach().clone() for part in sharded.masters] for role, sharded in parts.items()}
+        parts = self._sharded
+        before = {role: [part.detach().clone() for part in trained(self, role)] for role in self._trained}
         where = [p.data_ptr() for sharded in parts.values() for p in sharded.rollout.parameters()]
         result = original(self, update)
         changed = [
             role
-            for role, sharded in parts.items()
-            if not all(torch.equal(a, b) for a, b in zip(before[role], sharded.masters, strict=True))
+            for role in self._trained
+            if not all(torch.equal(a, b) for a, b in zip(before[role], trained(self, role), strict=True))
         ]
         here = [p.data_ptr() for sharded in parts.values() for p in sharded.rollout.parameters()]
         seen.append({"role": result.role, "changed": changed, "moved": here != where, **stale(parts, result.role)})
@@ -104,6 +104,12 @@ def watch(path: Path) -> None:
 
     DistillTraining.run_update = run_update  # type: ignore[method-assign]
     DistillTraining.log_due = lambda self, update: True  # type: ignore[method-assign]
+
+
+def trained(training: Any, role: str) -> list[Any]:
+    """The float32 weights of a role, of a sharded one this process's share."""
+    sharded = training._sharded.get(role)
+    return training._roles.parameters(role) if sharded is None else sharded.masters
 
 
 def stale(parts: dict[str, Any], role: str) -> dict[str, Any]:
@@ -168,6 +174,8 @@ RESUMES: dict[str, tuple[str, int, int]] = {
     "less shared out": ("two-3", 2, 1),
     "from a whole": ("one", 2, 3),
     "the same": ("two-2-fp16", 2, 2),
+    "beside LoRA, another stage": ("lora-3", 2, 2),
+    "beside LoRA, as a whole": ("lora-2", 1, 0),
     "a batch that cannot be split": ("two-2", 3, 2),
 }
 """Which run is resumed after `CUT` updates, on how many processes, in which stage."""
@@ -181,6 +189,9 @@ def resume(folder: Path, name: str) -> list[int]:
     return run(cut(folder / source, folder / name), processes, *options, spoil=spoil)
 
 
+LORA_STUDENT = ("--set", "distill.roles=lora-student", "--set", "distill.lora_rank=4")
+"""A low-rank student beside a whole auxiliary."""
+
 SCENARIOS: dict[str, tuple[int, tuple[str, ...], Spoil]] = {
     "one": (1, (), nothing),
     "two-1": (2, ("--zero", "1"), nothing),
@@ -191,6 +202,9 @@ SCENARIOS: dict[str, tuple[int, tuple[str, ...], Spoil]] = {
     "two-3-bf16": (2, ("--zero", "3", "--set", "distill.precision=bfloat16"), nothing),
     "one-fp16": (1, ("--set", "distill.precision=float16"), nothing),
     "two-2-fp16": (2, ("--zero", "2", "--set", "distill.precision=float16"), half_precision),
+    "lora-one": (1, LORA_STUDENT, nothing),
+    "lora-2": (2, ("--zero", "2", *LORA_STUDENT), nothing),
+    "lora-3": (2, ("--zero", "3", *LORA_STUDENT), nothing),
     "nan": (2, ("--zero", "3"), nan_in_one_rank),
     "dies": (2, ("--zero", "2"), dies),
 }

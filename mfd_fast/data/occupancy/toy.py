@@ -1,9 +1,10 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
-Posts stand still, and beside each of them a car or a truck goes back and forth between two sides, so that the past
-decides what will be occupied. But a box also shimmers: at every frame the angle in its latent is drawn anew, which the
-grid does not show. The future latents of a box therefore lie on a circle, all of them right, and their mean at its
-centre is an empty place. The vehicle stands, or now and then drives on by a cell; everything is seen from it.
+Posts stand still, and a car or a truck goes round each of them by three of its sides, again and again, so that the past
+decides what will be occupied. But boxes also shimmer: at every frame the angle in the latent of each of their cells is
+drawn anew, which the grid does not show. The future latents of a cell therefore lie on a circle, all of them right, and
+their mean at its centre is an empty place. The vehicle stands, or now and then drives on by a cell; everything is seen
+from it.
 """
 
 import os
@@ -28,12 +29,14 @@ BLOCK, BLOCKS = 6, 3
 POST_SHARE = 0.7
 """Share of the blocks with a post."""
 CELL_METRES = 0.8
-DRIVE_SHARE = 0.1
+DRIVE_SHARE = 0.03
 """Share of the frames after which the vehicle drives on."""
 FRAMES_PER_SCENE = 12
 SPLITS = {"training": (400, 0), "validation": (48, 1)}
 """Scenes and number of the random stream of each split."""
 SIDES = ((1, 0), (0, 1), (-1, 0), (0, -1))
+ROUND = 3
+"""Frames after which a box is at the same side again."""
 LONG, DEEP = 3, 2
 """Cells of a box along and away from its post."""
 CAR, TRUCK, POST = range(len(KINDS))
@@ -72,21 +75,20 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.f
     corners = np.argwhere(random.random((BLOCKS, BLOCKS)) < POST_SHARE) * BLOCK
     posts = corners + random.integers(2, 4, size=corners.shape)
     kinds = random.choice([CAR, TRUCK], size=len(posts))
-    sides = random.integers(len(SIDES), size=len(posts))
-    turns = random.integers(1, len(SIDES), size=len(posts))
+    # The sides of a box, one after the other: three of the four in any order.
+    rounds = np.array([random.permutation(len(SIDES))[:ROUND] for _ in posts]).reshape(len(posts), ROUND)
     drives = random.random(FRAMES_PER_SCENE) < DRIVE_SHARE
     driven: NDArray[np.int64] = np.cumsum(drives) - drives
     seen = np.empty((FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
     angles = np.empty((FRAMES_PER_SCENE, SIDE, SIDE))
     for frame in range(FRAMES_PER_SCENE):
         world, turned = np.full((BLOCK * BLOCKS,) * 2, EMPTY), np.zeros((BLOCK * BLOCKS,) * 2)
-        for post, kind, side, angle in zip(posts, kinds, sides, random.uniform(0, 2 * np.pi, len(posts)), strict=True):
+        for post, kind, side in zip(posts, kinds, rounds[:, frame % ROUND], strict=True):
             world[tuple(post)] = POST
             cells = _box(post, side)
-            world[cells], turned[cells] = kind, angle
+            world[cells], turned[cells] = kind, random.uniform(0, 2 * np.pi, world[cells].shape)
         seen[frame] = np.roll(world, -driven[frame], axis=0)[:SIDE, :SIDE]
         angles[frame] = np.roll(turned, -driven[frame], axis=0)[:SIDE, :SIDE]
-        sides, turns = (sides + turns) % len(SIDES), -turns
     poses = np.stack([drives * CELL_METRES, np.zeros(FRAMES_PER_SCENE)], axis=1)
     return seen, angles, poses.astype(np.float32)
 

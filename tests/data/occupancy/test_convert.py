@@ -175,13 +175,16 @@ def test_places_that_cannot_be_used(tmp_path: Path) -> None:
         convert(latents, order, tmp_path / "other", frames_per_file=0)
 
 
-def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt("Ctrl-C")])
+def test_a_conversion_that_fails_leaves_nothing(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
-        raise OSError("no space left on device")
+        raise error
 
     paths = written(tmp_path)
     monkeypatch.setattr("mfd_fast.data.occupancy.convert.write_tensors", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(type(error), match=str(error)):
         convert(*paths, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["infos.pkl", "latents.pkl"]
 

@@ -65,12 +65,12 @@ def test_posts_stand_still_and_the_vehicle_drives(world: tuple[np.ndarray, np.nd
         for before, after, step in zip(scene[:-1], scene[1:], moved.astype(int), strict=False):
             # A cell that shows a post shows it again where the drive has moved it to.
             assert (before[step:] == after[: 12 - step]).all()
-    assert drives.mean() == pytest.approx(toy.DRIVE_SHARE, abs=0.02)
+    assert drives.mean() == pytest.approx(toy.DRIVE_SHARE, abs=0.01)
     # Seven cells of a post and its box on 36, and nothing overlaps.
     assert (seen != codec.EMPTY).mean() == pytest.approx(toy.POST_SHARE * 7 / 36, abs=0.01)
 
 
-def test_boxes_go_back_and_forth(world: tuple[np.ndarray, np.ndarray]) -> None:
+def test_boxes_go_round_three_sides(world: tuple[np.ndarray, np.ndarray]) -> None:
     seen, drives = world
 
     def side(frame: np.ndarray, x: int, y: int) -> int:
@@ -78,24 +78,25 @@ def test_boxes_go_back_and_forth(world: tuple[np.ndarray, np.ndarray]) -> None:
         (found,) = [number for number, kind in enumerate(beside) if kind in (toy.CAR, toy.TRUCK)]
         return found
 
-    turns = []
+    rounds = set()
     for scene in seen[~drives.any(1)]:
         for x, y in np.argwhere(scene[0, 1:-1, 1:-1] == toy.POST) + 1:
             sides = [side(frame, x, y) for frame in scene]
-            assert sides == sides[:2] * 6
-            turns.append((sides[1] - sides[0]) % 4)
-    assert set(turns) == {1, 2, 3}
+            assert sides == sides[:3] * 4
+            assert len(set(sides)) == 3
+            rounds.add(tuple(sides[:3]))
+    assert len(rounds) == 24
 
 
-def test_angles_of_boxes_are_drawn_at_every_frame() -> None:
+def test_angles_of_cells_are_drawn_at_every_frame() -> None:
     split = toy.make_split("training", seed=5, scenes=100)
     seen, point = cells(split.grids), split.frames.latents[:, :2].movedim(1, 3) / codec.RADIUS
     posts, boxes = (torch.from_numpy(np.isin(seen, kinds)) for kinds in ([toy.POST], [toy.CAR, toy.TRUCK]))
     assert point[posts].unique(dim=0).tolist() == [[1.0, 0.0]]
     assert point[boxes].mean(0).tolist() == pytest.approx([0, 0], abs=0.06)
     assert point[boxes].square().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.05)
-    # One angle for a box: as many different points as there are boxes in a frame, at most nine.
-    assert max(len(frame[held].unique(dim=0)) for frame, held in zip(point, boxes, strict=True)) <= 9
+    # An angle for each cell of a box, in each frame.
+    assert len(point[boxes].unique(dim=0)) > 0.99 * int(boxes.sum())
 
 
 def test_splits_and_seeds_differ() -> None:
