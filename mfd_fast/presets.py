@@ -121,7 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher.updates": 600,             "teacher.batch_size": 8,        "teacher.optimizer.schedule": "cosine",
         "teacher.optimizer.learning_rate": 4e-3,                            "teacher.optimizer.warmup_updates": 30,
         "teacher.ema_decay": 0.98,          "teacher.condition_dropout": 0.0,
-        "distill.student_updates": 150,     "distill.cycle_auxiliary": 5,   "distill.batch_size": 8,
+        "distill.student_updates": 180,     "distill.cycle_auxiliary": 5,   "distill.batch_size": 8,
         "distill.rollout.step_size": 0.1,   "distill.ema_decay": 0.9,       "distill.checkpoint_every": 30,
         "distill.student_optimizer.learning_rate": 2e-3,          "distill.student_optimizer.schedule": "cosine",
         "distill.student_optimizer.warmup_updates": 10,           "distill.auxiliary_optimizer.schedule": "cosine",
