@@ -20,24 +20,33 @@ def draw_all(results: dict[str, Any], folder: Path, name: str) -> None:
 
 
 def work_precision(results: dict[str, Any]) -> Figure:
-    """Gradient error against milliseconds, medians over the draws, one mark a way."""
+    """Gradient error against milliseconds, medians over the draws: the ways in words, the searched pairs joined."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.add_subplot()
-    labelled: set[str] = set()
-    ways = [(way.split()[0], _short(way), measured) for way, measured in results["ways"].items()]
-    for who, way, measured in [*((p["who"], p["way"], p) for p in results["work_precision"]), *ways]:
+    for who in ("mfd_fast", "diffrax"):
         mark, colour = MARKS[who]
-        milliseconds = 1e3 * statistics.median(measured["seconds"])
-        error = statistics.median(measured["gradient_error"])
-        axes.plot(milliseconds, error, mark, color=colour, label=None if who in labelled else who)
+        pairs = sorted(_medians(pair) for pair in results["work_precision"] if pair["who"] == who)
+        if pairs:
+            axes.plot(*zip(*pairs, strict=True), mark + "-", color=colour, markersize=3, linewidth=0.8, alpha=0.5)
+    labelled: set[str] = set()
+    for way, measured in results["ways"].items():
+        who = way.split()[0]
+        mark, colour = MARKS[who]
+        point = _medians(measured)
+        axes.plot(*point, mark, color=colour, label=None if who in labelled else who)
         labelled.add(who)
-        axes.annotate(way, (milliseconds, error), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        axes.annotate(_short(way), point, fontsize=6, rotation=40, xytext=(2, 4), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="CPU milliseconds of one pair of mean velocities, 64 rows",
              ylabel="relative error of the gradient")  # fmt: skip
     axes.set_title("DiT, 16 tokens, width 256, depth 6; guidance 4.5; one thread", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     return figure
+
+
+def _medians(measured: dict[str, Any]) -> tuple[float, float]:
+    """Milliseconds and gradient error."""
+    return 1e3 * statistics.median(measured["seconds"]), statistics.median(measured["gradient_error"])
 
 
 def _short(way: str) -> str:
@@ -57,6 +66,8 @@ def scaling(measured: dict[str, Any]) -> Figure:
         rest = ", ".join(f"{name} {value:g}" for name, value in base.items() if name != axis)
         axes.set_title(rest, fontsize=8)
         axes.set(xscale="log", yscale="log", xlabel=axis.replace("_", " "), ylabel="milliseconds")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].legend(fontsize=8)
     return figure
