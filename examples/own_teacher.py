@@ -4,6 +4,7 @@ From Python: ``python examples/own_teacher.py``. From the command line, if ``bui
 
     mfd-fast doctor  --field package.module:build --weights teacher.safetensors --data samples.npz
     mfd-fast distill --teacher package.module:build --weights teacher.safetensors --run runs/mine
+    mfd-fast sample  runs/mine --num 100 --out samples.npz --trust-code
 
 A network with 0 = noise, or one that predicts data or noise, is wrapped first: see ``mfd_fast.fields``.
 """

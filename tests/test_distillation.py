@@ -179,7 +179,7 @@ def test_conditions_besides_labels(roles: str, tmp_path: Path, monkeypatch: pyte
     task = Task((2,), rows, {"past": torch.zeros(1, 3, 2)})
     settings = tiny(f"distill.roles={roles}", "distill.lora_rank=2", "distill.guidance_scale=2.0")
     student = distill(seeded(make), settings, task, tmp_path / "run", factory="users_scene:make")
-    loaded = load_student(tmp_path / "run")
+    loaded = load_student(tmp_path / "run", trust_code=True)
     assert loaded.condition_names == ("past", "pose")
     samples = loaded.sample(5, rows)
     assert torch.equal(samples, student.sample(5, rows))
