@@ -71,7 +71,7 @@ def in_update(number: int, rank: int, act: Callable[[], object]) -> None:
 
 
 def disk_full(rank: int) -> None:
-    def save(*_: Any) -> None:
+    def save(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     loop.save_checkpoint = save
