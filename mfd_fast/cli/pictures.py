@@ -15,12 +15,14 @@ def add_picture_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--metrics",
         metavar="NAME[=MODEL],...",
-        help="clip, pickscore, hpsv2, imagereward, aesthetic, dinov2; MODEL: a folder or hub id other than the default",
+        help="clip, pickscore, hpsv2, imagereward, aesthetic, dinov2, inception; MODEL: another folder or hub id",
     )
     group.add_argument(
         "--prompts", metavar="FILE", type=Path, help="a line a picture, or JSONL (default: FOLDER/prompts.txt, .jsonl)"
     )
-    group.add_argument("--reference", metavar="FOLDER", type=Path, help="pictures to compare with, for dinov2")
+    group.add_argument(
+        "--reference", metavar="FOLDER", type=Path, help="pictures to compare with, for dinov2, inception"
+    )
     group.add_argument("--models", metavar="FOLDER", type=Path, help="weights, in a folder named as its metric")
     group.add_argument("--download", action="store_true", help="fetch weights that are not on this machine")
     group.add_argument("--out", metavar="FILE", type=Path, help="JSON with all scores (default: FOLDER/metrics.json)")

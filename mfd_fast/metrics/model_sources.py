@@ -32,6 +32,7 @@ class Source:
         return {"local_files_only": not self.download}
 
 
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 BERT = "google-bert/bert-base-uncased"
 
@@ -43,9 +44,10 @@ HUB: Mapping[str, Source] = MappingProxyType(
         "aesthetic": Source("aesthetic", CLIP_L, CLIP_L, ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")),
         "imagereward": Source("imagereward", BERT, BERT, ("THUDM/ImageReward", "ImageReward.pt")),
         "dinov2": Source("dinov2", "facebook/dinov2-large", "facebook/dinov2-large"),
+        "inception": Source("inception", "", "", ("", INCEPTION_FILE)),
     }
 )
-"""The published weights of every metric."""
+"""The published weights of every metric; those of Inception are not on the hub."""
 
 EXTRA_SUFFIXES = (".pt", ".pth", ".safetensors")
 

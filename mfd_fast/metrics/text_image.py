@@ -9,12 +9,14 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfd_fast.metrics.image_folder import needs_metrics_extra
-from mfd_fast.metrics.model_sources import Source, missing_weights, read_extra
+from mfd_fast.metrics.inception import Inception, resized
+from mfd_fast.metrics.model_sources import INCEPTION_FILE, Source, missing_weights, read_extra
 from mfd_fast.metrics.original_weights import below, blip_vision_to_transformers, open_clip_to_transformers
 
 if TYPE_CHECKING:
@@ -167,6 +169,29 @@ def load_dinov2(source: Source, device: torch.device) -> Scorer:
     return features
 
 
+def load_inception(source: Source, device: torch.device) -> Scorer:
+    """The features ``[N, 2048]`` of FID, from the port's file of weights. Source: Heusel et al., arXiv 1706.08500."""
+    if source.extra is None or not source.extra[0]:
+        raise FileNotFoundError(
+            f"inception: the weights are not on the hub; put them, as {INCEPTION_FILE} or a .safetensors file, into a "
+            "folder inception/ below --models FOLDER"
+        )
+    network = Inception()
+    _load(source, network, read_extra(source))
+    network.eval().to(device)
+
+    def features(pictures: Sequence["Image"], prompts: Sequence[str]) -> Tensor:
+        found: Tensor = network(torch.cat([resized(_pixels(picture).to(device)) for picture in pictures]))
+        return found
+
+    return features
+
+
+def _pixels(picture: "Image") -> Tensor:
+    """``[1, 3, H, W]`` in [0, 1]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+
+
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "clip": Metric("CLIP score", load_clip_score, needs_prompts=True),
@@ -175,6 +200,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "imagereward": Metric("ImageReward", load_image_reward, needs_prompts=True),
         "aesthetic": Metric("LAION aesthetic score", load_aesthetic),
         "dinov2": Metric("Fréchet distance, DINOv2", load_dinov2, gives_features=True),
+        "inception": Metric("Fréchet distance, Inception (FID)", load_inception, gives_features=True),
     }
 )
 
