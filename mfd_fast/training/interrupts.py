@@ -53,16 +53,19 @@ class StopRequest:
 def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
     """Inside, SIGINT, SIGTERM and SIGUSR1 are noted; a second SIGINT acts as it always does.
 
+    Where SIGINT was ignored, as shells have it for what they start in the background, a second one raises
+    KeyboardInterrupt: whoever sends two to such a process means it.
     A second SIGTERM or SIGUSR1 does nothing: launchers pass on what the process has already got. Signals reach only
     the main thread of a process; elsewhere nothing changes.
     """
     request = StopRequest(deadline)
-    before_interrupt = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    at_once = signal.default_int_handler if before == signal.SIG_IGN else before
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal_number = number
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, before_interrupt)
+            signal.signal(signal.SIGINT, at_once)
 
     with _handled(dict.fromkeys((signal.SIGINT, *PREEMPTION), note)):
         yield request

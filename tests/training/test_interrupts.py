@@ -1,12 +1,22 @@
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption, stop_on_signals
 
 WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.fixture(autouse=True)
+def interrupts_raise() -> Iterator[None]:
+    """SIGINT as in a program that a terminal runs; one that a shell started in the background inherits it ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.mark.parametrize("number", WATCHED)
@@ -21,7 +31,10 @@ def test_the_first_signal_is_noted(number: int) -> None:
     assert {watched: signal.getsignal(watched) for watched in WATCHED} == before
 
 
-def test_a_second_interrupt_stops_at_once() -> None:
+@pytest.mark.parametrize("earlier", [signal.default_int_handler, signal.SIG_IGN], ids=["usual", "ignored"])
+def test_a_second_interrupt_stops_at_once(earlier: Any) -> None:
+    signal.signal(signal.SIGINT, earlier)
+
     def interrupt_twice() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
