@@ -1,9 +1,9 @@
 """A fixed codec between occupancy grids and latents, for the toy set: what OccFM's trained compressor is for nuScenes.
 
 One cell of a latent stands for 2 x 2 columns of 4 voxels. A cell is empty (a latent of zeros) or holds a thing of some
-kind, which fills its columns from the ground up to the height of that kind. Channels 0 and 1 are a point on a circle of
-radius 0.1 where there is something (times OccFM's ``RESCALE_FACTOR`` of 10, the unit circle); its angle is free to say
-something that the grid does not show. Channels 2 and 3 say which kind.
+kind, which fills its columns from the ground up to the height of that kind. Channels 0 to 2 are a point on a sphere of
+radius 0.1 where there is something (times OccFM's ``RESCALE_FACTOR`` of 10, the unit sphere); its direction is free to
+say something that the grid does not show. Channel 3 says which kind.
 """
 
 from typing import NamedTuple
@@ -25,35 +25,37 @@ class Kind(NamedTuple):
     label: int
     height: int
     """Voxels from the ground up."""
-    code: tuple[int, int]
-    """Channels 2 and 3, over `RADIUS`."""
+    code: int
+    """Channel 3, over `RADIUS`."""
 
 
 KINDS = (
-    Kind(CLASSES.index("car"), 2, (1, 0)),
-    Kind(CLASSES.index("truck"), 3, (-1, 0)),
-    Kind(CLASSES.index("manmade"), 4, (0, 1)),
+    Kind(CLASSES.index("car"), 2, 1),
+    Kind(CLASSES.index("truck"), 3, -1),
+    Kind(CLASSES.index("manmade"), 4, 0),
 )
 EMPTY = len(KINDS)
 """The number of an empty cell, after those of `KINDS`."""
 
 
-def encode(cells: Tensor, angles: Tensor) -> Tensor:
-    """Latents ``[..., 4, H, W]`` float32 of cells ``[..., H, W]`` (numbers of `KINDS`, or `EMPTY`) and angles alike."""
-    codes = torch.tensor([*(kind.code for kind in KINDS), (0, 0)], dtype=torch.float32)[cells].unbind(-1)
-    held = (cells != EMPTY).float()
-    return RADIUS * torch.stack([held * angles.cos(), held * angles.sin(), *codes], dim=-3).float()
+def encode(cells: Tensor, directions: Tensor) -> Tensor:
+    """Latents ``[..., 4, H, W]`` float32 of cells ``[..., H, W]``, numbers of `KINDS` or `EMPTY`.
+
+    ``directions`` ``[..., H, W, 3]`` are unit vectors; those of empty cells are not looked at.
+    """
+    codes = torch.tensor([*(kind.code for kind in KINDS), 0], dtype=torch.float32)[cells]
+    points = torch.where((cells != EMPTY)[..., None], directions, 0.0)
+    return RADIUS * torch.stack([*points.unbind(-1), codes], dim=-3).float()
 
 
 def decode(latents: Tensor) -> Tensor:
     """Grids ``[..., 2H, 2W, 4]`` uint8 of latents ``[..., 4, H, W]``.
 
-    There is something where channels 0 and 1 reach half the radius, of the kind whose code channels 2 and 3 resemble
-    most.
+    There is something where channels 0 to 2 reach half the radius, of the kind whose code is nearest to channel 3.
     """
     codes = torch.tensor([kind.code for kind in KINDS], dtype=latents.dtype, device=latents.device)
-    kind = torch.einsum("kc,...chw->...khw", codes, latents[..., 2:, :, :]).argmax(dim=-3)
-    held = latents[..., :2, :, :].norm(dim=-3) >= RADIUS / 2
+    kind = (latents[..., 3, :, :, None] / RADIUS - codes).abs().argmin(dim=-1)
+    held = latents[..., :3, :, :].norm(dim=-3) >= RADIUS / 2
     return columns_of(torch.where(held, kind, EMPTY))
 
 

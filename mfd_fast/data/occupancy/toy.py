@@ -1,10 +1,10 @@
 """A small world of moving boxes, in memory or in the files and formats of OccFM's release.
 
 Posts stand still, and a car or a truck goes round each of them by three of its sides, again and again, so that the past
-decides what will be occupied. But boxes also shimmer: at every frame the angle in the latent of each of their cells is
-drawn anew, which the grid does not show. The future latents of a cell therefore lie on a circle, all of them right, and
-their mean at its centre is an empty place. The vehicle stands, or now and then drives on by a cell; everything is seen
-from it.
+decides what will be occupied. But boxes also shimmer: at every frame the direction in the latent of each of their cells
+is drawn anew, which the grid does not show. The future latents of a cell therefore lie on a sphere, all of them right,
+and their mean at its centre is an empty place. The vehicle stands, or now and then drives on by a cell; everything is
+seen from it.
 """
 
 import os
@@ -64,13 +64,13 @@ def make_split(split: str, seed: int = 0, scenes: int | None = None) -> ToySplit
         parts.append(_scene(random))
         name = f"scene-{stream}{number:04d}"
         names.append(Scene(name, tuple(f"{name}-{frame:02d}" for frame in range(FRAMES_PER_SCENE))))
-    cells, angles, poses = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
-    return ToySplit(FramesInMemory(tuple(names), encode(cells, angles), poses), columns_of(cells))
+    cells, directions, poses = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return ToySplit(FramesInMemory(tuple(names), encode(cells, directions), poses), columns_of(cells))
 
 
 def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
-    """What is seen in every frame, cells as `encode` takes them ``[F, 12, 12]``, their angles alike, and how the
-    vehicle moves from each frame to the next ``[F, 2]`` in metres.
+    """What is seen in every frame, cells and directions as `encode` takes them ``[F, 12, 12]`` and ``[F, 12, 12, 3]``,
+    and how the vehicle moves from each frame to the next ``[F, 2]`` in metres.
     """
     corners = np.argwhere(random.random((BLOCKS, BLOCKS)) < POST_SHARE) * BLOCK
     posts = corners + random.integers(2, 4, size=corners.shape)
@@ -80,17 +80,25 @@ def _scene(random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.f
     drives = random.random(FRAMES_PER_SCENE) < DRIVE_SHARE
     driven: NDArray[np.int64] = np.cumsum(drives) - drives
     seen = np.empty((FRAMES_PER_SCENE, SIDE, SIDE), dtype=np.int64)
-    angles = np.empty((FRAMES_PER_SCENE, SIDE, SIDE))
+    directions = np.empty((FRAMES_PER_SCENE, SIDE, SIDE, 3))
     for frame in range(FRAMES_PER_SCENE):
-        world, turned = np.full((BLOCK * BLOCKS,) * 2, EMPTY), np.zeros((BLOCK * BLOCKS,) * 2)
+        world = np.full((BLOCK * BLOCKS,) * 2, EMPTY)
+        turned = np.broadcast_to([1.0, 0.0, 0.0], (*world.shape, 3)).copy()
         for post, kind, side in zip(posts, kinds, rounds[:, frame % ROUND], strict=True):
             world[tuple(post)] = POST
             cells = _box(post, side)
-            world[cells], turned[cells] = kind, random.uniform(0, 2 * np.pi, world[cells].shape)
+            world[cells], turned[cells] = kind, _directions(random, world[cells].shape)
         seen[frame] = np.roll(world, -driven[frame], axis=0)[:SIDE, :SIDE]
-        angles[frame] = np.roll(turned, -driven[frame], axis=0)[:SIDE, :SIDE]
+        directions[frame] = np.roll(turned, -driven[frame], axis=0)[:SIDE, :SIDE]
     poses = np.stack([drives * CELL_METRES, np.zeros(FRAMES_PER_SCENE)], axis=1)
-    return seen, angles, poses.astype(np.float32)
+    return seen, directions, poses.astype(np.float32)
+
+
+def _directions(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Unit vectors ``[*shape, 3]``, every direction alike."""
+    points = random.normal(size=(*shape, 3))
+    unit: NDArray[np.float64] = points / np.linalg.norm(points, axis=-1, keepdims=True)
+    return unit
 
 
 def _box(post: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ...]:

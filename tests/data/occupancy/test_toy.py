@@ -28,22 +28,24 @@ def cells(grids: torch.Tensor) -> np.ndarray:
 def test_codec_is_exact_and_stable() -> None:
     generator = torch.Generator().manual_seed(0)
     kinds = torch.randint(0, 4, (5, 12, 12), generator=generator)
-    grids, latents = codec.columns_of(kinds), codec.encode(kinds, 7 * torch.rand(kinds.shape, generator=generator))
+    directions = torch.nn.functional.normalize(torch.randn((*kinds.shape, 3), generator=generator), dim=-1)
+    grids, latents = codec.columns_of(kinds), codec.encode(kinds, directions)
     assert grids.shape == (5, 24, 24, 4)
     assert latents.shape == (5, 4, 12, 12)
-    radius = latents[:, :2].norm(dim=1)
+    radius = latents[:, :3].norm(dim=1)
     torch.testing.assert_close(radius, torch.where(kinds == codec.EMPTY, 0.0, codec.RADIUS))
     assert not latents.movedim(1, 3)[kinds == codec.EMPTY].any()
     assert torch.equal(codec.decode(latents), grids)
-    shaken = latents + 0.035 * (2 * torch.rand(latents.shape, generator=generator) - 1)
+    shaken = latents + 0.028 * (2 * torch.rand(latents.shape, generator=generator) - 1)
     assert torch.equal(codec.decode(shaken), grids)
     columns = {label: int((grids[grids[..., 0] == label] != FREE).sum(-1).max()) for label in (4, 10, 15)}
     assert columns == {CLASSES.index("car"): 2, CLASSES.index("truck"): 3, CLASSES.index("manmade"): 4}
 
 
-def test_angles_mean_nothing_and_their_mean_is_empty() -> None:
+def test_directions_mean_nothing_and_their_mean_is_empty() -> None:
     kinds = torch.randint(0, 3, (4, 12, 12), generator=torch.Generator().manual_seed(0))
-    turned = [codec.encode(kinds, torch.full(kinds.shape, angle)) for angle in (0.3, 0.3 + 2.1, 0.3 + 4.2)]
+    turned = [codec.encode(kinds, axis.expand(*kinds.shape, 3)) for axis in torch.eye(3)]
+    turned += [codec.encode(kinds, -axis.expand(*kinds.shape, 3)) for axis in torch.eye(3)]
     assert all(torch.equal(codec.decode(latents), codec.columns_of(kinds)) for latents in turned)
     assert (codec.decode(torch.stack(turned).mean(0)) == FREE).all()
 
@@ -88,14 +90,15 @@ def test_boxes_go_round_three_sides(world: tuple[np.ndarray, np.ndarray]) -> Non
     assert len(rounds) == 24
 
 
-def test_angles_of_cells_are_drawn_at_every_frame() -> None:
+def test_directions_of_cells_are_drawn_at_every_frame() -> None:
     split = toy.make_split("training", seed=5, scenes=100)
-    seen, point = cells(split.grids), split.frames.latents[:, :2].movedim(1, 3) / codec.RADIUS
+    seen, point = cells(split.grids), split.frames.latents[:, :3].movedim(1, 3) / codec.RADIUS
     posts, boxes = (torch.from_numpy(np.isin(seen, kinds)) for kinds in ([toy.POST], [toy.CAR, toy.TRUCK]))
-    assert point[posts].unique(dim=0).tolist() == [[1.0, 0.0]]
-    assert point[boxes].mean(0).tolist() == pytest.approx([0, 0], abs=0.06)
-    assert point[boxes].square().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.05)
-    # An angle for each cell of a box, in each frame.
+    assert point[posts].unique(dim=0).tolist() == [[1.0, 0.0, 0.0]]
+    # Points spread evenly over a sphere have a third of their power along each axis and none across two.
+    assert point[boxes].mean(0).tolist() == pytest.approx([0, 0, 0], abs=0.05)
+    torch.testing.assert_close(point[boxes].T.cov(), torch.eye(3) / 3, atol=0.02, rtol=0)
+    # A direction for each cell of a box, in each frame.
     assert len(point[boxes].unique(dim=0)) > 0.99 * int(boxes.sum())
 
 
