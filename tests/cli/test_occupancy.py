@@ -30,7 +30,7 @@ TINY = (
     *("teacher.updates=4", "teacher.batch_size=4", "distill.student_updates=2", "distill.cycle_auxiliary=1"),
     *("distill.batch_size=4", "distill.rollout.step_size=0.5", "distill.log_every=1", "run.tensorboard=false"),
     *("evaluate.num_samples=4", "evaluate.batch_size=4", "evaluate.teacher_steps=[1,2]", "run.device=cpu"),
-    "evaluate.teacher_guidance_scale=1.5",
+    *("evaluate.teacher_guidance_scale=1.5", "run.threads=1"),
 )
 SETTINGS = ["--preset", "occfm-toy", *(part for setting in TINY for part in ("--set", setting))]
 FEW = [part for key in ("training", "validation") for part in ("--set", f"data.options.{key}_scenes=2")]
