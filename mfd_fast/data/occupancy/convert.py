@@ -5,8 +5,6 @@ frame in any order, with PATH ending in ``SCENE/TOKEN/labels.npz``. The order of
 ``{"infos": {SCENE: [{"token": TOKEN, ...}, ...]}}``.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from tqdm import tqdm
 
 from mfd_fast.data.occupancy.store import FORMAT, INDEX, VERSION
 from mfd_fast.data.plain_pickle import read_plain_pickle
-from mfd_fast.storage import check_name, sha256, write_json, write_tensors
+from mfd_fast.storage import check_name, sha256, whole_folder, write_json, write_tensors
 
 FRAMES_PER_FILE = 1024
 
@@ -53,8 +51,11 @@ def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRA
     """
     if frames_per_file < 1:
         raise ValueError(f"frames_per_file must be at least 1, got {frames_per_file}")
-    if out.exists():
-        raise ValueError(f"--out: {out} exists already; choose another folder or delete it")
+    with whole_folder(out) as folder:
+        return _convert(latents, infos, folder, frames_per_file)
+
+
+def _convert(latents: Path, infos: Path, folder: Path, frames_per_file: int) -> Conversion:
     order = read_order(infos)
     entries, repeated = read_entries(latents)
     listed = {name: [token for token in tokens if token in entries] for name, tokens in order.items()}
@@ -62,18 +63,11 @@ def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRA
     kept = sum(len(tokens) for tokens in scenes.values())
     if not kept:
         raise ValueError(f"{infos} lists none of the {len(entries)} frames of {latents}: are they of the same split?")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        files = _write_files(temporary, scenes, entries, frames_per_file)
-        shape = list(next(iter(entries.values())).latent.shape)
-        described = [{"name": name, "tokens": tokens} for name, tokens in scenes.items()]
-        index = {"format": FORMAT, "version": VERSION, "latent_shape": shape, "files": files, "scenes": described}
-        write_json(temporary / INDEX, index)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    files = _write_files(folder, scenes, entries, frames_per_file)
+    shape = list(next(iter(entries.values())).latent.shape)
+    described = [{"name": name, "tokens": tokens} for name, tokens in scenes.items()]
+    index = {"format": FORMAT, "version": VERSION, "latent_shape": shape, "files": files, "scenes": described}
+    write_json(folder / INDEX, index)
     return Conversion(kept, len(scenes), len(files), repeated, len(entries) - kept)
 
 
