@@ -72,7 +72,7 @@ def delete_folder(path: Path) -> None:
 
 @contextmanager
 def _unfinished_folder(parent: Path) -> Iterator[Path]:
-    """A hidden folder in ``parent``, deleted at the end with all that is in it; so are those that killed processes left.
+    """A hidden folder in ``parent``, deleted at the end with all in it; so are those that killed processes left.
 
     Only processes of this host, in the same space of process numbers, can be known to be gone; others' stay.
     """

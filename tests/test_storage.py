@@ -160,10 +160,14 @@ def test_what_a_killed_process_left_is_cleared_away_and_what_a_live_one_makes_is
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_folder_that_fails_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
-    with pytest.raises(type(error)), whole_folder(tmp_path / "folder") as folder:
-        (folder / "half").write_text("of it")
-        assert not (tmp_path / "folder").exists()
-        raise error
+    def make() -> None:
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "half").write_text("of it")
+            assert not (tmp_path / "folder").exists()
+            raise error
+
+    with pytest.raises(type(error)):
+        make()
     assert names(tmp_path) == []
 
 
@@ -175,9 +179,13 @@ def test_a_whole_folder_is_like_any_other_and_replaces_none(tmp_path: Path) -> N
     assert (tmp_path / "new" / "folder").stat().st_mode == (tmp_path / "plain").stat().st_mode
     with pytest.raises(ValueError, match="folder exists already"), whole_folder(tmp_path / "new" / "folder"):
         pass
-    # Another process was faster: what it made stays.
-    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "raced") as folder:
-        (tmp_path / "raced").mkdir()
-        (tmp_path / "raced" / "file").touch()
+
+    def race() -> None:
+        with whole_folder(tmp_path / "raced"):  # another process is faster
+            (tmp_path / "raced").mkdir()
+            (tmp_path / "raced" / "file").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        race()
     assert names(tmp_path / "raced") == ["file"]
     assert names(tmp_path) == ["new", "plain", "raced"]

@@ -79,7 +79,7 @@ def snapshot(run: RunFolder) -> Snapshot:
 
 
 def probe(student: Student, rows: int, seed: int, stream: str) -> tuple[Tensor, Tensor, Tensor]:
-    """``x_t`` ``[rows, 2]``, ``t`` and ``r`` ``[rows]``: noisy samples of the student, and intervals as in a training."""
+    """``x_t`` ``[rows, 2]``, ``t`` and ``r`` ``[rows]``: noised samples of the student, and intervals."""
     generator = make_generator(seed, stream)
     data = student.sample(rows, seed=seed)
     t, r = sample_pairs(LogitNormal(), rows, generator=generator)
