@@ -107,6 +107,20 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def is_finished(run: RunFolder, network: str, checkpoints: Path, options: argparse.Namespace) -> bool:
+    """Whether the run has this network already, which is said.
+
+    Raises:
+        ValueError: there are checkpoints of it, and not ``--resume``.
+    """
+    if run.has_network(network):
+        print(f"{run.path} already has its {network}; --fresh starts anew")
+        return True
+    if checkpoints.exists() and not options.resume:
+        raise ValueError(f"{run.path} holds an unfinished {network}: pass --resume to go on or --fresh to start anew")
+    return False
+
+
 def run_train_teacher(options: argparse.Namespace) -> int:
     """Train the teacher of a run."""
     from mfd_fast.data import load_dataset
@@ -116,11 +130,8 @@ def run_train_teacher(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     refuse_pipeline(settings)
     run = open_run(options, settings)
-    if run.has_network("teacher"):
-        print(f"{run.path} already has its teacher; --fresh starts anew")
+    if is_finished(run, "teacher", run.teacher_checkpoints(), options):
         return 0
-    if run.teacher_checkpoints().exists() and not options.resume:
-        raise ValueError(f"{run.path} holds an unfinished teacher: pass --resume to go on or --fresh to start anew")
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     run.write_settings(settings)
@@ -155,11 +166,8 @@ def run_distill(options: argparse.Namespace) -> int:
     if settings.model.pipeline is not None and (options.teacher or options.teacher_run):
         raise ValueError("--pipeline is the teacher: leave --teacher and --teacher-run out")
     run = open_run(options, settings)
-    if run.has_network("student"):
-        print(f"{run.path} already has its student; --fresh starts anew")
+    if is_finished(run, "student", run.distill_checkpoints(), options):
         return 0
-    if run.distill_checkpoints().exists() and not options.resume:
-        raise ValueError(f"{run.path} holds an unfinished student: pass --resume to go on or --fresh to start anew")
     if not options.resume:
         check_adapters(settings.distill)  # before a large pipeline is loaded
     context = make_context(settings.run)
