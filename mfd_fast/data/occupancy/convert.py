@@ -51,11 +51,8 @@ def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRA
     """
     if frames_per_file < 1:
         raise ValueError(f"frames_per_file must be at least 1, got {frames_per_file}")
-    with whole_folder(out) as folder:
-        return _convert(latents, infos, folder, frames_per_file)
-
-
-def _convert(latents: Path, infos: Path, folder: Path, frames_per_file: int) -> Conversion:
+    if out.exists():
+        raise ValueError(f"--out: {out} exists already; choose another folder or delete it")
     order = read_order(infos)
     entries, repeated = read_entries(latents)
     listed = {name: [token for token in tokens if token in entries] for name, tokens in order.items()}
@@ -63,11 +60,12 @@ def _convert(latents: Path, infos: Path, folder: Path, frames_per_file: int) -> 
     kept = sum(len(tokens) for tokens in scenes.values())
     if not kept:
         raise ValueError(f"{infos} lists none of the {len(entries)} frames of {latents}: are they of the same split?")
-    files = _write_files(folder, scenes, entries, frames_per_file)
-    shape = list(next(iter(entries.values())).latent.shape)
-    described = [{"name": name, "tokens": tokens} for name, tokens in scenes.items()]
-    index = {"format": FORMAT, "version": VERSION, "latent_shape": shape, "files": files, "scenes": described}
-    write_json(folder / INDEX, index)
+    with whole_folder(out) as folder:
+        files = _write_files(folder, scenes, entries, frames_per_file)
+        shape = list(next(iter(entries.values())).latent.shape)
+        described = [{"name": name, "tokens": tokens} for name, tokens in scenes.items()]
+        index = {"format": FORMAT, "version": VERSION, "latent_shape": shape, "files": files, "scenes": described}
+        write_json(folder / INDEX, index)
     return Conversion(kept, len(scenes), len(files), repeated, len(entries) - kept)
 
 
