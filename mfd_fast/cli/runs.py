@@ -38,6 +38,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_run(teacher)
     teacher.set_defaults(run_command=run_train_teacher)
 
+    _add_distill(commands)
+    _add_sample(commands)
+
+    evaluate = commands.add_parser("evaluate", help="measure a finished run again, or any folder of pictures")
+    evaluate.add_argument("folder", metavar="FOLDER", type=Path, help="run folder, or folder of pictures")
+    add_picture_options(evaluate)
+    evaluate.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
+    evaluate.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
+    evaluate.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
+    add_trust(evaluate)
+    evaluate.set_defaults(run_command=run_evaluate)
+
+    report = commands.add_parser("report", help="write report.html of a run, finished or not")
+    report.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    report.set_defaults(run_command=run_report)
+
+
+def _add_distill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     distill = commands.add_parser("distill", help="distil the run's teacher, or one of yours, into a student")
     add_settings(distill)
     add_run(distill)
@@ -61,6 +79,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_trust(distill)
     distill.set_defaults(run_command=run_distill)
 
+
+def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     sample = commands.add_parser("sample", help="generate with a finished student")
     sample.add_argument("folder", metavar="RUN", type=Path, help="run folder")
     sample.add_argument("--num", type=int, help="number of samples (default 100; 36 of a pipeline's student)")
@@ -74,21 +94,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sample.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     add_trust(sample)
     sample.set_defaults(run_command=run_sample)
-
-    for name, function, help_text in (
-        ("evaluate", run_evaluate, "measure a finished run again, or any folder of pictures"),
-        ("report", run_report, "write report.html of a run, finished or not"),
-    ):
-        command = commands.add_parser(name, help=help_text)
-        what = "run folder, or folder of pictures" if name == "evaluate" else "run folder"
-        command.add_argument("folder", metavar="FOLDER" if name == "evaluate" else "RUN", type=Path, help=what)
-        if name == "evaluate":
-            add_picture_options(command)
-            command.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
-            command.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
-            command.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
-            add_trust(command)
-        command.set_defaults(run_command=function)
 
 
 def run_demo(options: argparse.Namespace) -> int:
