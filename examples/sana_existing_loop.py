@@ -18,27 +18,12 @@ from torch import Tensor
 import mfd_fast
 from mfd_fast.models.sana import SanaRoles
 from mfd_fast.models.sana_peft import roles_from_peft
+from mfd_fast.models.sana_stand_in import tiny_transformer
 from mfd_fast.path import interpolate
 
 GUIDANCE, STEP_SIZE = 4.5, 0.02
 NULL = {"prompt_embeds": torch.zeros(1, 6, 16), "prompt_mask": torch.tensor([[1, 1, 0, 0, 0, 0]])}
 """The empty prompt; the script encodes "" instead."""
-
-
-def tiny_transformer() -> SanaTransformer2DModel:
-    """A random transformer of SANA's architecture."""
-    return SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=16,
-        sample_size=8,
-    )
 
 
 def velocity(transformer: SanaTransformer2DModel, x: Tensor, t: Tensor, prompts: dict[str, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,15 @@ from mfd_fast.path import expand_times
 from mfd_fast.preparing import prepared
 from mfd_fast.rows import can_concatenate, concatenate, first_rows
 from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField
+
+
+class Guidance(NamedTuple):
+    """The arguments of guidance."""
+
+    negative_condition: Condition | None
+    scale: float | Tensor
+    interval: Sequence[float] | None
+    every: int
 
 
 class PreparesBoth:

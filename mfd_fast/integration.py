@@ -1,19 +1,17 @@
 """From the arguments of a mean velocity to its rollout: checks, runner, finite values, statistics."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mfd_fast.guidance import guide
+from mfd_fast.guidance import Guidance, guide
 from mfd_fast.pairing import PairedField
 from mfd_fast.partial_guidance import NegativeVelocities, PartlyGuided, check_savings
 from mfd_fast.preparing import prepared
 from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import RolloutOptions
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred
-from mfd_fast.rollout.fused import Quick, integrate_quickly
 from mfd_fast.rollout.problem import Problem
 from mfd_fast.rollout.result import Rollout, SuccessfulRollout
 from mfd_fast.rollout.runners import Choice, choose_runner
@@ -25,15 +23,6 @@ class PairStats(NamedTuple):
 
     teacher: RolloutStats
     auxiliary: RolloutStats
-
-
-class Guidance(NamedTuple):
-    """The arguments of guidance."""
-
-    negative_condition: Condition | None
-    scale: float | Tensor
-    interval: Sequence[float] | None
-    every: int
 
 
 def make_problem(
@@ -62,21 +51,6 @@ def make_problem(
         guided = PartlyGuided(field, interval, guidance.every, NegativeVelocities(state))
         arguments = {**arguments, "row": torch.arange(state.shape[0], device=state.device)}
     return Problem(guided, arguments, state, times, field_dtype, cost)
-
-
-def run_quickly(
-    field: VelocityField,
-    x: Any,
-    t: Any,
-    r: Any,
-    options: RolloutOptions,
-    condition: Condition | None,
-    guidance: Guidance,
-) -> Quick | None:
-    """The rollout of the plainest arguments of `make_problem` by the fused runner, or None."""
-    if guidance.interval is not None or guidance.every != 1:
-        return None
-    return integrate_quickly(field, x, t, r, options, condition, guidance.negative_condition, guidance.scale)
 
 
 def run(

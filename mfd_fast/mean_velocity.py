@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from torch import Tensor
 
-from mfd_fast.integration import Guidance, PairStats, make_problem, run, run_as_one_batch, run_quickly
+from mfd_fast.guidance import Guidance
+from mfd_fast.integration import PairStats, make_problem, run, run_as_one_batch
 from mfd_fast.keywords import Keywords, PairKeywords
 from mfd_fast.pairing import paired
 from mfd_fast.partial_guidance import PartlyGuided
 from mfd_fast.rollout.execute import RolloutOptions, pair_options
 from mfd_fast.rollout.finite import raise_deferred
+from mfd_fast.rollout.fused import integrate_quickly
 from mfd_fast.rollout.runners import choose_pair
 from mfd_fast.types import Condition, RolloutStats, VelocityField
 
@@ -136,7 +138,7 @@ def mean_velocity(
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     arguments = (field, x, t, r, options, condition, guidance)
-    quick = run_quickly(*arguments)
+    quick = integrate_quickly(*arguments)
     if quick is not None:
         return (quick.mean_velocity(), quick.stats()) if return_stats else quick.mean_velocity()
     rollout, stats = run(make_problem(*arguments), options, return_stats, check_finite)
@@ -214,7 +216,7 @@ def integrate(
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
     arguments = (field, x, t, r, options, condition, guidance)
-    quick = run_quickly(*arguments)
+    quick = integrate_quickly(*arguments)
     if quick is not None:
         end = x.detach() + quick.displacement()
         return (end, quick.stats()) if return_stats else end

@@ -52,8 +52,8 @@ _SANA_RELEASE: dict[str, Any] = _SANA | {
 # fmt: on
 
 
-def _occfm(history_last: int, trajectory_length: int) -> dict[str, Any]:
-    data = {"history": 6, "future": 6, "history_last": history_last}
+def _occfm(history_last: int, trajectory_length: int, **data: int) -> dict[str, Any]:
+    data = {"history": 6, "future": 6, "history_last": history_last, **data}
     return _OCCFM | {"data.options": data, "model.options": {"trajectory_length": trajectory_length}}
 
 
@@ -108,10 +108,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.student_optimizer.clip_norm": 1.0,             "distill.auxiliary_optimizer.clip_norm": 1.0,
     },
     "occfm-fut": _occfm(history_last=4, trajectory_length=12),
-    # Channels come with the latents: 4, 8 and 64 have one configuration, and show the whole history.
-    "occfm-4c": _occfm(history_last=6, trajectory_length=6),
-    "occfm-8c": _occfm(history_last=6, trajectory_length=6),
-    "occfm-64c": _occfm(history_last=6, trajectory_length=6),
+    # 4, 8 and 64 channels have one configuration, and show the whole history.
+    "occfm-4c": _occfm(history_last=6, trajectory_length=6, channels=4),
+    "occfm-8c": _occfm(history_last=6, trajectory_length=6, channels=8),
+    "occfm-64c": _occfm(history_last=6, trajectory_length=6, channels=64),
     "occfm-toy": {
         "data.name": "occupancy-toy",       "model.name": "occfm",
         "model.options": {

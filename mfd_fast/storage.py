@@ -1,12 +1,14 @@
-"""Files written whole or not at all: JSON, text and safetensors, through a temporary name and a rename."""
+"""Files and folders written whole or not at all, through a temporary name and a rename: JSON, text, safetensors."""
 
 import fcntl
 import hashlib
 import json
 import os
+import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor
 
 LONGEST_NAME = 255
 """Bytes in the name of a file, on every file system in use."""
+UNFINISHED = ".mfd-fast-unfinished"
+"""How the names of folders begin that are being made or deleted; host and process follow."""
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -39,6 +43,67 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in new:
         sync(part.parent)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which is called ``target`` when the context is left; after an error there is none.
+
+    Raises:
+        ValueError: ``target`` exists.
+    """
+    if target.exists():
+        raise ValueError(f"{target} exists already; choose another folder or delete it")
+    make_folder(target.parent)
+    with _unfinished_folder(target.parent) as aside:
+        folder = aside / target.name
+        folder.mkdir()
+        yield folder
+        folder.rename(target)
+    sync(target.parent)
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder that other processes of this run may delete too; it is gone at once or untouched."""
+    path = path.resolve()
+    with _unfinished_folder(path.parent) as aside, suppress(FileNotFoundError):
+        path.rename(aside / path.name)
+
+
+@contextmanager
+def _unfinished_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder in ``parent``, deleted at the end with all in it; so are those that killed processes left.
+
+    Only processes of this host, in the same space of process numbers, can be known to be gone; others' stay.
+    """
+    here = f"{UNFINISHED}.{platform.node()}.{_process_space()}."
+    for other in parent.glob(f"{here}*"):
+        if not _is_alive(other.name.removeprefix(here).partition(".")[0]):
+            shutil.rmtree(other, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{here}{os.getpid()}.", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _process_space() -> int:
+    """Number of the namespace that process numbers are of: containers of one host have one each."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process has this number; also for what is no number, which is nobody's to delete."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import write_clip, write_dinov2
 from torch import Tensor
 
 from mfd_fast.data import load_dataset
@@ -59,6 +60,15 @@ class WatchedField:
 def watched() -> type[WatchedField]:
     """The class of fields that remember what they were asked."""
     return WatchedField
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models that pictures are measured with, in ``clip`` and ``dinov2``."""
+    folder = tmp_path_factory.mktemp("models")
+    write_clip(folder / "clip")
+    write_dinov2(folder / "dinov2")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,26 @@
 import hashlib
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from mfd_fast import storage
-from mfd_fast.storage import read_json, read_tensors, sha256, write_file, write_json, write_tensors, write_text
+from mfd_fast.storage import (
+    UNFINISHED,
+    delete_folder,
+    read_json,
+    read_tensors,
+    sha256,
+    whole_folder,
+    write_file,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -103,3 +117,75 @@ def test_digest_of_more_than_a_block(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000
     (tmp_path / "a").write_bytes(content)
     assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+MAKING = """
+import sys
+from pathlib import Path
+from mfd_fast.storage import whole_folder
+with whole_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("of it")
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+def making(target: Path) -> "subprocess.Popen[str]":
+    """Another process that makes ``target`` and stays in the middle of it until its input is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKING, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_what_a_live_one_makes_is_not(tmp_path: Path) -> None:
+    killed, live = making(tmp_path / "killed"), making(tmp_path / "live")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert len(names(tmp_path)) == 2
+    stranger = tmp_path / f"{UNFINISHED}.another-host.0.1.x"
+    stranger.mkdir()
+    (tmp_path / "deleted").mkdir()
+    delete_folder(tmp_path / "deleted")
+    hidden = names(tmp_path)
+    assert len(hidden) == 2
+    assert stranger.name in hidden
+    live.communicate()
+    assert live.returncode == 0
+    assert names(tmp_path) == [stranger.name, "live"]
+    assert names(tmp_path / "live") == ["half"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_that_fails_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
+    def make() -> None:
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "half").write_text("of it")
+            assert not (tmp_path / "folder").exists()
+            raise error
+
+    with pytest.raises(type(error)):
+        make()
+    assert names(tmp_path) == []
+
+
+def test_a_whole_folder_is_like_any_other_and_replaces_none(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with whole_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "file").write_text("x")
+    assert names(tmp_path / "new") == ["folder"]
+    assert (tmp_path / "new" / "folder").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(ValueError, match="folder exists already"), whole_folder(tmp_path / "new" / "folder"):
+        pass
+
+    def race() -> None:
+        with whole_folder(tmp_path / "raced"):  # another process is faster
+            (tmp_path / "raced").mkdir()
+            (tmp_path / "raced" / "file").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        race()
+    assert names(tmp_path / "raced") == ["file"]
+    assert names(tmp_path) == ["new", "plain", "raced"]

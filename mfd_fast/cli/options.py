@@ -2,8 +2,6 @@
 
 import argparse
 import math
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from mfd_fast.config import Settings
 from mfd_fast.presets import PRESETS
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import CHANGEABLE, load_settings, settings_diff
+from mfd_fast.storage import delete_folder
 from mfd_fast.training.loop import Resume
 
 
@@ -72,17 +71,6 @@ def parse_seconds(text: str) -> float:
 def resume_choice(options: argparse.Namespace) -> Resume:
     """What ``--resume`` asks for."""
     return "auto" if options.resume == "auto" else options.resume is not None
-
-
-def delete_folder(path: Path) -> None:
-    """Delete a folder that other processes of this run may delete too; it is gone at once or untouched."""
-    path = path.resolve()
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(aside)
 
 
 def read_settings(options: argparse.Namespace) -> Settings:

@@ -38,6 +38,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_run(teacher)
     teacher.set_defaults(run_command=run_train_teacher)
 
+    _add_distill(commands)
+    _add_sample(commands)
+
+    evaluate = commands.add_parser("evaluate", help="measure a finished run again, or any folder of pictures")
+    evaluate.add_argument("folder", metavar="FOLDER", type=Path, help="run folder, or folder of pictures")
+    add_picture_options(evaluate)
+    evaluate.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
+    evaluate.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
+    evaluate.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
+    add_trust(evaluate)
+    evaluate.set_defaults(run_command=run_evaluate)
+
+    report = commands.add_parser("report", help="write report.html of a run, finished or not")
+    report.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    report.set_defaults(run_command=run_report)
+
+
+def _add_distill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     distill = commands.add_parser("distill", help="distil the run's teacher, or one of yours, into a student")
     add_settings(distill)
     add_run(distill)
@@ -61,6 +79,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_trust(distill)
     distill.set_defaults(run_command=run_distill)
 
+
+def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     sample = commands.add_parser("sample", help="generate with a finished student")
     sample.add_argument("folder", metavar="RUN", type=Path, help="run folder")
     sample.add_argument("--num", type=int, help="number of samples (default 100; 36 of a pipeline's student)")
@@ -74,21 +94,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     sample.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     add_trust(sample)
     sample.set_defaults(run_command=run_sample)
-
-    for name, function, help_text in (
-        ("evaluate", run_evaluate, "measure a finished run again, or any folder of pictures"),
-        ("report", run_report, "write report.html of a run, finished or not"),
-    ):
-        command = commands.add_parser(name, help=help_text)
-        what = "run folder, or folder of pictures" if name == "evaluate" else "run folder"
-        command.add_argument("folder", metavar="FOLDER" if name == "evaluate" else "RUN", type=Path, help=what)
-        if name == "evaluate":
-            add_picture_options(command)
-            command.add_argument("--labels", metavar="FOLDER", help="recorded occupancy, in place of evaluate.labels")
-            command.add_argument("--occfm-repo", metavar="FOLDER", type=Path, help="your checkout of OccFM, to decode")
-            command.add_argument("--occfm-checkpoint", metavar="FILE.ckpt", type=Path, help="its compressor's weights")
-            add_trust(command)
-        command.set_defaults(run_command=function)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -107,6 +112,20 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def is_finished(run: RunFolder, network: str, checkpoints: Path, options: argparse.Namespace) -> bool:
+    """Whether the run has this network already, which is said.
+
+    Raises:
+        ValueError: there are checkpoints of it, and not ``--resume``.
+    """
+    if run.has_network(network):
+        print(f"{run.path} already has its {network}; --fresh starts anew")
+        return True
+    if checkpoints.exists() and not options.resume:
+        raise ValueError(f"{run.path} holds an unfinished {network}: pass --resume to go on or --fresh to start anew")
+    return False
+
+
 def run_train_teacher(options: argparse.Namespace) -> int:
     """Train the teacher of a run."""
     from mfd_fast.data import load_dataset
@@ -116,11 +135,8 @@ def run_train_teacher(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     refuse_pipeline(settings)
     run = open_run(options, settings)
-    if run.has_network("teacher"):
-        print(f"{run.path} already has its teacher; --fresh starts anew")
+    if is_finished(run, "teacher", run.teacher_checkpoints(), options):
         return 0
-    if run.teacher_checkpoints().exists() and not options.resume:
-        raise ValueError(f"{run.path} holds an unfinished teacher: pass --resume to go on or --fresh to start anew")
     context = make_context(settings.run)
     dataset = load_dataset(settings.data.name, settings.data.root, **settings.data.options)
     run.write_settings(settings)
@@ -155,11 +171,8 @@ def run_distill(options: argparse.Namespace) -> int:
     if settings.model.pipeline is not None and (options.teacher or options.teacher_run):
         raise ValueError("--pipeline is the teacher: leave --teacher and --teacher-run out")
     run = open_run(options, settings)
-    if run.has_network("student"):
-        print(f"{run.path} already has its student; --fresh starts anew")
+    if is_finished(run, "student", run.distill_checkpoints(), options):
         return 0
-    if run.distill_checkpoints().exists() and not options.resume:
-        raise ValueError(f"{run.path} holds an unfinished student: pass --resume to go on or --fresh to start anew")
     if not options.resume:
         check_adapters(settings.distill)  # before a large pipeline is loaded
     context = make_context(settings.run)

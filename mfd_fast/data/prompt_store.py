@@ -114,7 +114,6 @@ class ShardReader:
     def __init__(self, path: Path, width: int) -> None:
         from safetensors import SafetensorError, safe_open
 
-        self._path = path
         try:
             self._file = cast(Any, safe_open(path, framework="pt"))
             self._embeds, self._mask = self._file.get_slice("embeds"), self._file.get_slice("mask")

@@ -31,11 +31,6 @@ class States(NamedTuple):
     host: float
     """Bytes in the host's memory, for float32 weights, moments and the gradients they are updated with."""
 
-    @property
-    def resident(self) -> float:
-        """What is there all the time."""
-        return self.weights + self.master + self.moments + self.average + self.replica
-
 
 def role_states(plan: Plan, network: Network, kind: str, *, average: bool) -> States:
     """States of a role trained as ``kind``, "full" or "lora"."""

@@ -1,5 +1,6 @@
 """The network that settings describe, for an estimate."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from mfd_fast.data import load_dataset
 from mfd_fast.estimate.network import Network, sana_1600m, traced
 from mfd_fast.models import build_model
 
-KNOWN_SHAPES: dict[str, tuple[tuple[int, ...], int | None]] = {
-    "occupancy": ((6, 16, 50, 50), None),
-    "cifar10": ((3, 32, 32), 10),
+Shape = tuple[tuple[int, ...], int | None]
+"""Of a sample, and the classes."""
+KNOWN_SHAPES: dict[str, Callable[[dict[str, Any]], Shape]] = {
+    "occupancy": lambda options: ((options.get("future", 6), options.get("channels") or 16, 50, 50), None),
+    "cifar10": lambda options: ((3, 32, 32), 10 if options.get("conditional", True) else None),
 }
-"""Sample shape and classes of data that may not be there yet."""
+"""What data that may not be there yet have, by their options."""
 
 
 def describe_network(settings: Settings, *, lora: bool, precision: str) -> Network:
@@ -57,6 +60,5 @@ def _shape(settings: Settings) -> tuple[tuple[int, ...], int | None, str]:
     except (FileNotFoundError, NotADirectoryError):
         if known is None:
             raise
-    shape, classes = known
-    classes = classes if data.options.get("conditional", True) else None
+    shape, classes = known(data.options)
     return shape, classes, f"; the data are not there, samples of {list(shape)} were taken"

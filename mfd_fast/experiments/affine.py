@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.closed_forms import Gaussian
+from mfd_fast.experiments.base import Result
 from mfd_fast.path import interpolate
 
 MEAN, STD = 1.3, 0.6
@@ -28,6 +29,8 @@ class Points(NamedTuple):
 
 Gap = Callable[[Points, float, float], Tensor]
 """The gradient with respect to x_t ``[B, 1]`` for a student (a, b); u_T - u_A for Mean Flow Distillation."""
+Gradient = Callable[[float, float], tuple[float, float]]
+"""The gradients of (a, b) at (a, b)."""
 
 
 def draw_points(a: float, b: float, rows: int, generator: torch.Generator) -> Points:
@@ -60,7 +63,7 @@ def interval_grid(side: int = 40) -> tuple[Tensor, Tensor]:
 
 
 def descend(
-    gradient: Callable[[float, float], tuple[float, float]],
+    gradient: Gradient,
     start: tuple[float, float],
     updates: int,
     learning_rate: float,
@@ -76,7 +79,7 @@ def descend(
     return course
 
 
-def sampled_gradient(gap: Gap, rows: int, generator: torch.Generator) -> Callable[[float, float], tuple[float, float]]:
+def sampled_gradient(gap: Gap, rows: int, generator: torch.Generator) -> Gradient:
     """Gradients of (a, b) from a batch of the student's samples: ``mean (1-t) gap dG/d(a, b)``."""
 
     def gradient(a: float, b: float) -> tuple[float, float]:
@@ -85,6 +88,21 @@ def sampled_gradient(gap: Gap, rows: int, generator: torch.Generator) -> Callabl
         return pulled.mean().item(), (pulled * points.z).mean().item()
 
     return gradient
+
+
+def courses(
+    exact: Gradient,
+    gap: Gap,
+    start: tuple[float, float],
+    updates: int,
+    learning_rate: float,
+    rows: int,
+    generator: torch.Generator,
+) -> Result:
+    """The courses of ``a`` and ``b``, thinned: ``exact`` by these gradients, ``sampled`` by those of batches."""
+    gradients = {"exact": exact, "sampled": sampled_gradient(gap, rows, generator)}
+    found = {kind: descend(gradient, start, updates, learning_rate) for kind, gradient in gradients.items()}
+    return {kind: {"a": thinned(a), "b": thinned(b)} for kind, (a, b) in found.items()}
 
 
 def thinned(values: list[float], most: int = 60) -> list[float]:

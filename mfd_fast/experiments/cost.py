@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +67,7 @@ def run(settings: CostSettings, cell: str, work: Work) -> Result:
     few, more = (settings_of(settings, cell, updates, work.seed) for updates in (settings.few, settings.more))
     dataset = load_dataset(few.data.name, few.data.root, **few.data.options)
     device = choose_device(settings.device, "device")
-    with peak_memory(device) as peak:
-        _distil(settings_of(settings, cell, 2, work.seed), dataset)
+    peak = peak_bytes(few, dataset)
     times = []
     for chosen in (few, more):
         began = _clock(device)
@@ -76,7 +75,15 @@ def run(settings: CostSettings, cell: str, work: Work) -> Result:
         times.append(_clock(device) - began)
     seconds = (times[1] - times[0]) / (settings.more - settings.few)
     counted = "tensors alive at once" if device.type == "cpu" else "torch's CUDA allocator"
-    return {"device": device.type, "counted": counted, "seconds": seconds, "peak_bytes": peak[0]}
+    return {"device": device.type, "counted": counted, "seconds": seconds, "peak_bytes": peak}
+
+
+def peak_bytes(chosen: Settings, dataset: Dataset) -> int:
+    """What two student updates with these settings take."""
+    short = replace(chosen.distill, student_updates=2, log_every=2, sample_every=0, checkpoint_every=0, compile="off")
+    with peak_memory(choose_device(chosen.run.device, "device")) as peak:
+        _distil(replace(chosen, distill=short), dataset)
+    return peak[0]
 
 
 def _distil(chosen: Settings, dataset: Dataset) -> None:

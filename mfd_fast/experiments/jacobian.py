@@ -25,22 +25,18 @@ from mfd_fast.experiments.affine import (
     STD,
     TEACHER,
     Points,
-    descend,
+    courses,
     draw_points,
     exact_gap,
     interval_grid,
-    sampled_gradient,
     slope,
-    thinned,
 )
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.experiments.drawing import logarithmic
-from mfd_fast.experiments.points import distilled, points_settings, snapshot
-from mfd_fast.intervals import LogitNormal, sample_pairs
+from mfd_fast.experiments.points import distilled, points_settings, probe, snapshot
 from mfd_fast.mean_velocity import mean_velocity
-from mfd_fast.path import interpolate
 from mfd_fast.report.theme import Theme, new_figure
-from mfd_fast.streams import make_generator, standard_normal
+from mfd_fast.streams import make_generator
 from mfd_fast.types import VelocityField
 
 if TYPE_CHECKING:
@@ -112,10 +108,8 @@ def run(settings: JacobianSettings, cell: str, work: Work) -> Result:
         return {"widths": list(WIDTHS), "compared": [toy(settings, width, generator) for width in WIDTHS]}
     if cell == "network":
         return {stage: network(settings, stage, work) for stage in STAGES}
-    budget = (STARTS[cell], settings.updates, settings.learning_rate)
-    exact = descend(exact_full_gradient, *budget)
-    sampled = descend(sampled_gradient(full_gap, settings.rows, generator), *budget)
-    return {kind: {"a": thinned(a), "b": thinned(b)} for kind, (a, b) in (("exact", exact), ("sampled", sampled))}
+    budget = (settings.updates, settings.learning_rate, settings.rows)
+    return courses(exact_full_gradient, full_gap, STARTS[cell], *budget, generator)
 
 
 def toy(settings: JacobianSettings, width: float, generator: torch.Generator) -> Result:
@@ -132,10 +126,7 @@ def network(settings: JacobianSettings, stage: str, work: Work) -> Result:
     updates = settings.student_updates[STAGES.index(stage)]
     chosen = points_settings(work.seed, settings.teacher_updates, updates, settings.step_size)
     student, teacher, auxiliary = snapshot(distilled(chosen, work.folder / stage, work.folder / "teacher"))
-    generator = make_generator(work.seed, "jacobian/network")
-    data = student.sample(settings.cosine_rows, seed=work.seed)
-    t, r = sample_pairs(LogitNormal(), len(data), generator=generator)
-    x_t = interpolate(data, standard_normal(tuple(data.shape), generator), t)
+    x_t, t, r = probe(student, settings.cosine_rows, work.seed, "jacobian/network")
     return compare(*both_gradients(teacher, auxiliary, x_t, t, r, settings.step_size))
 
 

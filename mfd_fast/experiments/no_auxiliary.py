@@ -10,24 +10,12 @@ so that it ends as the mean of the data and nothing else. Each descent is run tw
 batches of samples.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mfd_fast.experiments.affine import (
-    MEAN,
-    STD,
-    TEACHER,
-    Points,
-    descend,
-    exact_gap,
-    interval_grid,
-    sampled_gradient,
-    slope,
-    thinned,
-)
+from mfd_fast.experiments.affine import MEAN, STD, TEACHER, Gradient, Points, courses, exact_gap, interval_grid, slope
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.path import conditional_velocity
 from mfd_fast.report.theme import Theme, new_figure
@@ -54,7 +42,7 @@ def conditional_gap(points: Points, a: float, b: float) -> Tensor:
     return TEACHER.mean_velocity(points.x_t, points.t, points.r) - conditional_velocity(points.data, points.noise)
 
 
-def exact_gradient(cell: str) -> Callable[[float, float], tuple[float, float]]:
+def exact_gradient(cell: str) -> Gradient:
     """The expectations of the module, over intervals with uniform ends."""
     t, r = interval_grid()
     teacher = slope(STD, t, r)
@@ -71,17 +59,9 @@ def exact_gradient(cell: str) -> Callable[[float, float], tuple[float, float]]:
 
 def run(settings: NoAuxiliarySettings, cell: str, work: Work) -> Result:
     """The courses of (a, b), exact and sampled."""
-    budget = (settings.start, settings.updates, settings.learning_rate)
     gap = exact_gap if cell == "with" else conditional_gap
-    generator = make_generator(work.seed, f"no-auxiliary/{cell}")
-    found = {}
-    for kind, gradient in (
-        ("exact", exact_gradient(cell)),
-        ("sampled", sampled_gradient(gap, settings.rows, generator)),
-    ):
-        a, b = descend(gradient, *budget)
-        found[kind] = {"a": thinned(a), "b": thinned(b)}
-    return found
+    budget = (settings.start, settings.updates, settings.learning_rate, settings.rows)
+    return courses(exact_gradient(cell), gap, *budget, make_generator(work.seed, f"no-auxiliary/{cell}"))
 
 
 def figure(results: Results, theme: Theme) -> "Figure":

@@ -4,14 +4,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.distillation import distill, load_student
+from mfd_fast.intervals import LogitNormal, sample_pairs
 from mfd_fast.models.base import VelocityNetwork
+from mfd_fast.path import interpolate
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
+from mfd_fast.streams import make_generator, standard_normal
 from mfd_fast.student import Student
 from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.context import make_context
@@ -72,3 +76,11 @@ def snapshot(run: RunFolder) -> Snapshot:
     with torch.no_grad():
         auxiliary.load_state_dict(checkpoint.tensors["auxiliary"])
     return Snapshot(load_student(run.path), teacher, auxiliary)  # type: ignore[arg-type]
+
+
+def probe(student: Student, rows: int, seed: int, stream: str) -> tuple[Tensor, Tensor, Tensor]:
+    """``x_t`` ``[rows, 2]``, ``t`` and ``r`` ``[rows]``: noised samples of the student, and intervals."""
+    generator = make_generator(seed, stream)
+    data = student.sample(rows, seed=seed)
+    t, r = sample_pairs(LogitNormal(), rows, generator=generator)
+    return interpolate(data, standard_normal(tuple(data.shape), generator), t), t, r

@@ -2,8 +2,7 @@
 
 Cells: ``teacher`` (trains it, samples it with several numbers of steps); ``METHOD`` for as many student updates as
 everybody; ``METHOD-time`` for as many student updates as fit the CPU seconds that the first method took. A method whose
-training gives up has its error in the place of numbers. Peak memory is not part of it: cells share a process, which
-keeps what it once took; the experiment ``cost`` has it by method.
+training gives up has its error in the place of numbers. Peak memory is that of the experiment ``cost``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.distillation import Task, distill, load_student
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
+from mfd_fast.experiments.cost import MIB, peak_bytes
 from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import trained_teacher
 from mfd_fast.methods import METHODS
@@ -54,6 +54,7 @@ POINTS = DIGITS | {
     "meanflow": ["distill.student_optimizer.learning_rate=5e-4"],
 }
 """The same for the points, where everybody's learning rate is half of that: taken over, not tried."""
+COSTS = ("cpu_seconds", "student_updates", "peak_bytes")
 MEASURES = ("distance", "precision", "recall", "class_agreement")
 
 
@@ -143,7 +144,8 @@ def _student(chosen: Settings, cell: str, work: Work) -> Result:
     except (FloatingPointError, ValueError) as error:
         return {"error": str(error)}
     seconds = {"seconds": clock.seconds["distill"], "cpu_seconds": clock.cpu_seconds["distill"]}
-    return {"student_updates": chosen.distill.student_updates, **seconds, **found}
+    memory = {} if cell.endswith(TIMED) else {"peak_bytes": peak_bytes(chosen, dataset)}
+    return {"student_updates": chosen.distill.student_updates, **seconds, **memory, **found}
 
 
 def _data(chosen: Settings) -> Dataset:
@@ -215,7 +217,7 @@ def finding(results: Results) -> str:
 
 def _line(name: str, runs: Sequence[Result], references: Sequence[float]) -> str:
     failed = [run["error"] for run in runs if "error" in run]
-    found: dict[str, Any] = {key: _values(runs, key) for key in (*MEASURES, "cpu_seconds", "student_updates")}
+    found: dict[str, Any] = {key: _values(runs, key) for key in (*MEASURES, *COSTS)}
     if not found["distance"]:
         return f"{name:24} failed: {failed[0]}"
     ratios = [run["distance"] / teacher for run, teacher in zip(runs, references, strict=True) if "distance" in run]
@@ -226,6 +228,8 @@ def _line(name: str, runs: Sequence[Result], references: Sequence[float]) -> str
     if found["cpu_seconds"]:
         words += f", {spread_words(found['cpu_seconds'])} s"
         words += f" for {round(sum(found['student_updates']) / len(found['student_updates']))} updates"
+    if found["peak_bytes"]:
+        words += f", peak memory {spread_words([count / MIB for count in found['peak_bytes']])} MiB"
     if any("left_out" in run for run in runs):
         words += f" ({len(found['distance'])} of {len(runs)} seeds)"
     return words + (f" ({len(failed)} of {len(runs)} seeds failed: {failed[0]})" if failed else "")

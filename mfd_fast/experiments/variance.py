@@ -20,10 +20,8 @@ from mfd_fast.closed_forms import Gaussian
 from mfd_fast.experiments.affine import STD
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.experiments.drawing import logarithmic
-from mfd_fast.experiments.points import distilled, points_settings, snapshot
-from mfd_fast.intervals import LogitNormal, sample_pairs
+from mfd_fast.experiments.points import distilled, points_settings, probe, snapshot
 from mfd_fast.mean_velocity import mean_velocity, mean_velocity_pair
-from mfd_fast.path import interpolate
 from mfd_fast.report.theme import Theme, new_figure
 from mfd_fast.streams import make_generator, standard_normal
 
@@ -86,10 +84,7 @@ def losses(settings: VarianceSettings, cell: str, work: Work) -> Result:
     updates = settings.early_updates if cell == "early" else settings.student_updates
     chosen = points_settings(work.seed, settings.teacher_updates, updates, settings.step_size)
     student, teacher, auxiliary = snapshot(distilled(chosen, work.folder / cell, work.folder / "teacher"))
-    generator = make_generator(work.seed, "variance/losses")
-    data = student.sample(settings.samples, seed=work.seed)
-    t, r = sample_pairs(LogitNormal(), settings.samples, generator=generator)
-    x_t = interpolate(data, standard_normal(tuple(data.shape), generator), t)
+    x_t, t, r = probe(student, settings.samples, work.seed, "variance/losses")
     found = {}
     for name, end in (("mfd", r), ("vsd", t)):
         teacher_u, auxiliary_u = mean_velocity_pair(teacher, auxiliary, x_t, t, end, step_size=settings.step_size)

@@ -1,11 +1,7 @@
 """The features in which digits are compared: a small classifier that the package trains on them itself."""
 
-import json
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mfd_fast.data.dataset import Dataset, all_rows
@@ -16,8 +12,7 @@ BATCH_SIZE = 128
 LEARNING_RATE = 4e-3
 JITTER = 0.1
 LABEL_SMOOTHING = 0.05
-
-_WEIGHTS, _DESCRIPTION = "classifier.safetensors", "classifier.json"
+NUM_FEATURES = 64
 
 
 class DigitsClassifier(nn.Module):
@@ -26,19 +21,18 @@ class DigitsClassifier(nn.Module):
     ``x``: ``[N, 1, 8, 8]`` float32 in [-1, 1]. SiLU rather than ReLU, so that no feature is constantly zero.
     """
 
-    def __init__(self, num_features: int = 64) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.num_features = num_features
         self.body = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(16, 32, 3, padding=1, stride=2),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(32 * 4 * 4, num_features),
+            nn.Linear(32 * 4 * 4, NUM_FEATURES),
             nn.SiLU(),
         )
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(num_features, 10))
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(NUM_FEATURES, 10))
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits ``[N, 10]``."""
@@ -47,7 +41,7 @@ class DigitsClassifier(nn.Module):
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        """The last hidden layer ``[N, num_features]``."""
+        """The last hidden layer ``[N, NUM_FEATURES]``."""
         _check_pictures(x)
         features: Tensor = self.body(x)
         return features
@@ -57,28 +51,6 @@ class DigitsClassifier(nn.Module):
         """The most probable class ``[N]`` int64, without dropout whatever the mode of the module."""
         logits: Tensor = self.head[1](self.features(x))
         return logits.argmax(1)
-
-    def save(self, folder: str | Path) -> None:
-        """Write the weights and their description into ``folder``, which is made if missing."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), target / _WEIGHTS)
-        description = {"model": "digits-classifier", "num_features": self.num_features}
-        (target / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "DigitsClassifier":
-        """The classifier that `save` wrote into ``folder``; ValueError for the description of something else."""
-        source = Path(folder)
-        description = json.loads((source / _DESCRIPTION).read_text(encoding="utf-8"))
-        if description.get("model") != "digits-classifier":
-            raise ValueError(
-                f"folder: expected the model 'digits-classifier', {_DESCRIPTION} says {description.get('model')!r}"
-            )
-        with torch.random.fork_rng(devices=[]):
-            classifier = cls(description["num_features"])
-        classifier.load_state_dict(load_file(source / _WEIGHTS))
-        return classifier.eval()
 
 
 def train_digits_classifier(dataset: Dataset, seed: int = 0) -> DigitsClassifier:

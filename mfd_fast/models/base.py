@@ -65,10 +65,10 @@ def checked_shape(sample_shape: Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
-def checked_count(name: str, value: int, minimum: int = 1) -> int:
-    """``value`` if it is an integer of at least ``minimum``; ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+def checked_count(name: str, value: int) -> int:
+    """``value`` if it is an integer of at least 1; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     return value
 
 

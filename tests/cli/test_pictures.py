@@ -6,15 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_clip, write_dinov2, write_pictures
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_clip(folder / "clip")
-    write_dinov2(folder / "dinov2")
-    return folder
+from tiny_models import write_pictures
 
 
 @pytest.fixture

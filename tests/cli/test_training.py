@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from mfd_fast import load_student
-from mfd_fast.cli.options import delete_folder
 from mfd_fast.models import build_model
 from mfd_fast.run_folder import RunFolder
-from mfd_fast.storage import write_tensors
+from mfd_fast.storage import delete_folder, write_tensors
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.teacher import TeacherTraining
 

@@ -42,7 +42,7 @@ def test_states_are_those_of_a_real_update(kind: str) -> None:
     network = SANA._replace(parameters=count, adapter=count)
     states = role_states(plan(precision="float32"), network, kind, average=False)
     assert (states.weights, states.gradients, states.moments) == (bytes_of(weights), gradients, moments)
-    assert states.resident == states.weights + states.moments
+    assert (states.master, states.average, states.replica) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8])
@@ -74,7 +74,8 @@ def test_stage_three_keeps_a_whole_replica_for_rollouts() -> None:
 def test_low_rank_roles_are_never_shared_out() -> None:
     alone = role_states(plan(), SANA, "lora", average=True)
     assert role_states(plan(zero=3, gpus=8), SANA, "lora", average=True) == alone
-    assert alone.resident == SANA.adapter * (4 + 8 + 4)
+    assert alone.weights + alone.moments + alone.average == SANA.adapter * (4 + 8 + 4)
+    assert alone.master == alone.replica == 0
 
 
 def test_states_of_sana_with_a_full_auxiliary_on_two_gpus() -> None:

@@ -119,6 +119,9 @@ def test_table_of_two_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     results = {cell: [found] for cell, found in done.items()}
     words = TABLE.finding(results)
     assert f"{done['cd']['distance']:.3g}" in words
+    assert done["mfd"]["peak_bytes"] > done["cd"]["peak_bytes"] > 0  # an auxiliary with its optimiser
+    assert words.count("peak memory") == 2
+    assert f"peak memory {done['cd']['peak_bytes'] / 2**20:.3g} MiB" in words
     with drawing_style(LIGHT):
         TABLE.figure(results, LIGHT)
 

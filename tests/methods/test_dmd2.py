@@ -1,11 +1,9 @@
 """DMD2 and SenseFlow: the parts of their losses by themselves."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import Affine, DesignedDraws, GaussianMap
 
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.intervals import Uniform
@@ -18,7 +16,6 @@ from mfd_fast.student import Student
 from mfd_fast.types import Condition
 
 CPU = torch.device("cpu")
-Draws = Callable[..., RowDraws]
 TEACHER = Gaussian(1.3, 0.6)
 
 
@@ -30,28 +27,28 @@ def linear_judge(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     return 0.7 * x.flatten(1).sum(1) - t
 
 
-def test_without_discriminator_and_norm_it_is_vsd_with_weight_t(toys: Any, designed_draws: Draws) -> None:
+def test_without_discriminator_and_norm_it_is_vsd_with_weight_t() -> None:
     t = torch.tensor([0.2, 0.5, 0.9])
     gradients = []
     for name, own in (("dmd2", {"gan_weight": 0.0, "normalise": False}), ("vsd", {"weight": "x0"})):
-        affine = toys.affine(-1.0, 0.8)
+        affine = Affine(-1.0, 0.8)
         actors = Actors(TEACHER, affine.law(), Student(affine, (1,)))
         method = make_method(name, MethodOptions(own=own))
-        loss = method.student_loss(actors, Batch(designed_draws(t, t), {})).value
+        loss = method.student_loss(actors, Batch(DesignedDraws(t, t), {})).value
         gradients.append(torch.stack(torch.autograd.grad(loss, [affine.a, affine.b])))
     assert torch.equal(*gradients)
 
 
-def test_direction_is_divided_by_the_distance_to_the_teachers_prediction(toys: Any, designed_draws: Draws) -> None:
+def test_direction_is_divided_by_the_distance_to_the_teachers_prediction() -> None:
     t = torch.tensor([0.5])
-    affine = toys.affine(-1.0, 0.8)
+    affine = Affine(-1.0, 0.8)
     actors = Actors(TEACHER, affine.law(), Student(affine, (1,)))
     actual = (
         make_method("dmd2", MethodOptions(own={"gan_weight": 0.0}))
-        .student_loss(actors, Batch(designed_draws(t, t, side=4), {}))
+        .student_loss(actors, Batch(DesignedDraws(t, t, side=4), {}))
         .value.item()
     )
-    again = designed_draws(t, t, side=4)
+    again = DesignedDraws(t, t, side=4)
     x0, e = -1.0 + 0.8 * again.normal((1,)), again.normal((1,))
     x_t, times = 0.5 * x0 + 0.5 * e, t.expand(16)
     teacher, auxiliary = TEACHER(x_t, times), affine.law()(x_t, times)
@@ -59,8 +56,8 @@ def test_direction_is_divided_by_the_distance_to_the_teachers_prediction(toys: A
     assert actual == pytest.approx(0.5 * direction.square().mean().item(), rel=1e-5)
 
 
-def test_losses_of_the_discriminator(toys: Any) -> None:
-    affine = toys.affine(-1.0, 0.8)
+def test_losses_of_the_discriminator() -> None:
+    affine = Affine(-1.0, 0.8)
     actors = Actors(TEACHER, affine.law(), Student(affine, (1,)), linear_judge)
     real = 1.3 + 0.6 * torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
     method = DistributionMatchingDistillation2(MethodOptions(own={"gan_weight": 0.5, "discriminator_weight": 2.0}))
@@ -82,8 +79,8 @@ def test_losses_of_the_discriminator(toys: Any) -> None:
     assert apart.value.item() == pytest.approx(flow.item(), rel=1e-5)
 
 
-def test_the_generators_loss_moves_samples_to_higher_logits(toys: Any, designed_draws: Draws) -> None:
-    affine = toys.affine(0.0, 0.8)
+def test_the_generators_loss_moves_samples_to_higher_logits() -> None:
+    affine = Affine(0.0, 0.8)
     # Teacher and auxiliary agree, so nothing but the discriminator pulls; it prefers larger samples.
     actors = Actors(affine.law(), affine.law(), Student(affine, (1,)), linear_judge)
     for name in ("dmd2", "senseflow"):
@@ -154,9 +151,9 @@ def test_implicit_alignment_moves_the_auxiliary_towards_the_student(decay: float
         torch.testing.assert_close(after, decay * was + (1 - decay) * other)
 
 
-def test_segment_target_follows_the_teacher_then_the_student(toys: Any) -> None:
+def test_segment_target_follows_the_teacher_then_the_student() -> None:
     flow = Gaussian(1.3, 0.6)
-    student = Student(toys.gaussian_map(1.3, 0.6, end=0.0), (1,))
+    student = Student(GaussianMap(1.3, 0.6, end=0.0), (1,))
     method = SenseFlow(MethodOptions(own={"gan_weight": 0.0}))
     x = torch.randn(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     one = torch.ones(16, dtype=torch.float64)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import DoubleDraws, GaussianMap
 
 from mfd_fast import mean_velocity
 from mfd_fast.closed_forms import Gaussian
@@ -35,19 +36,19 @@ MAPS: dict[str, tuple[str, dict[str, Any], float | None]] = {
 """Method, its options, and where a network with one time ends."""
 
 
-def evaluate(toys: Any, kind: str, network: nn.Module, *, seed: int = 0, progress: float = 1.0) -> Loss:
+def evaluate(kind: str, network: nn.Module, *, seed: int = 0, progress: float = 1.0) -> Loss:
     name, own, end = MAPS[kind]
     method = make_method(name, MethodOptions(own=own))
-    draws = toys.double_draws(ROWS, seed)
+    draws = DoubleDraws(ROWS, seed)
     data = MEAN + STD * draws.normal((1,))
     student = Student(network, (1,), second_time=end is None)
     return method.student_loss(Actors(TEACHER, TEACHER, student), Batch(draws, {}, data=data, progress=progress))
 
 
 @pytest.mark.parametrize("kind", MAPS)
-def test_the_exact_map_has_no_residual(toys: Any, kind: str) -> None:
-    exact = evaluate(toys, kind, toys.gaussian_map(MEAN, STD, MAPS[kind][2])).logs["residual"].item()
-    wrong = evaluate(toys, kind, toys.gaussian_map(MEAN, 0.7, MAPS[kind][2])).logs["residual"].item()
+def test_the_exact_map_has_no_residual(kind: str) -> None:
+    exact = evaluate(kind, GaussianMap(MEAN, STD, MAPS[kind][2])).logs["residual"].item()
+    wrong = evaluate(kind, GaussianMap(MEAN, 0.7, MAPS[kind][2])).logs["residual"].item()
     if kind == "cd-discrete":  # a finite step of the teacher errs, by Heun's third order
         assert exact < 1e-7
     else:
@@ -57,24 +58,24 @@ def test_the_exact_map_has_no_residual(toys: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MAPS)
-def test_descent_finds_the_map(toys: Any, kind: str) -> None:
-    network = toys.gaussian_map(0.2, 1.2, MAPS[kind][2])
+def test_descent_finds_the_map(kind: str) -> None:
+    network = GaussianMap(0.2, 1.2, MAPS[kind][2])
     optimizer = torch.optim.Adam(network.parameters(), 0.05)
     for update in range(200):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - update / 200)
         optimizer.zero_grad()
-        torch.autograd.backward(evaluate(toys, kind, network, seed=update, progress=update / 200).value)
+        torch.autograd.backward(evaluate(kind, network, seed=update, progress=update / 200).value)
         optimizer.step()
     assert network.values() == pytest.approx((MEAN, STD), abs=0.01)
 
 
-def test_meanflow_from_data_finds_the_map_without_a_teacher(toys: Any) -> None:
-    network = toys.gaussian_map(0.2, 1.2)
+def test_meanflow_from_data_finds_the_map_without_a_teacher() -> None:
+    network = GaussianMap(0.2, 1.2)
     method = make_method("meanflow", MethodOptions(equal_share=0.5, own={"velocity": "data"}))
     optimizer = torch.optim.Adam(network.parameters(), 0.05)
     for update in range(200):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - update / 200)
-        draws = toys.double_draws(1024, update)
+        draws = DoubleDraws(1024, update)
         data = MEAN + STD * draws.normal((1,))
         actors = Actors(_forbidden, _forbidden, Student(network, (1,), second_time=True))
         optimizer.zero_grad()
@@ -96,13 +97,13 @@ def two_time_network(classes: int | None = None) -> Any:
     return network
 
 
-def test_meanflow_at_equal_times_is_flow_matching(toys: Any) -> None:
+def test_meanflow_at_equal_times_is_flow_matching() -> None:
     network, law = two_time_network(), Gaussian([1.0, -0.5], [0.5, 1.5])
     method = make_method("meanflow", MethodOptions(equal_share=1.0, own={"velocity": "data", "power": 0.0}))
     data = law.sample(64, dtype=torch.float64)
     actors = Actors(law, law, Student(network, (2,), second_time=True))
-    ours = method.student_loss(actors, Batch(toys.double_draws(64), {}, data=data)).value
-    same = toys.double_draws(64)
+    ours = method.student_loss(actors, Batch(DoubleDraws(64), {}, data=data)).value
+    same = DoubleDraws(64)
     noise, (t, _) = same.normal((2,)), same.pairs(method.options.pair_law, 1.0)
     theirs = 2 * flow_matching_loss(network, data, noise, t, {})  # a sum over the two elements, not their mean
     for a, b in zip(*(torch.autograd.grad(loss, list(network.parameters())) for loss in (ours, theirs)), strict=True):
@@ -133,14 +134,14 @@ def test_adaptive_weight() -> None:
     assert adaptive(squares, 0.0, 0.01).item() == pytest.approx(4.25 / 2)
 
 
-def test_guidance_from_data_mixes_with_and_without_label(toys: Any) -> None:
+def test_guidance_from_data_mixes_with_and_without_label() -> None:
     """omega = 0.2, kappa = 0.92: v~ = 0.2 v - 0.12 u(null) + 0.92 u(label), inside the interval only."""
     network = two_time_network(3)
     own = {"velocity": "data", "omega": 0.2, "kappa": 0.92, "guidance_high": 0.5, "condition_dropout": 0.0}
     method: Any = make_method("meanflow", MethodOptions(own=own))
     x, v = torch.randn(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
     t, label = torch.tensor([0.4, 0.6], dtype=torch.float64), torch.tensor([0, 1])
-    batch = Batch(toys.double_draws(2), {"label": label}, {"label": torch.tensor([3])})
+    batch = Batch(DoubleDraws(2), {"label": label}, {"label": torch.tensor([3])})
     actors = Actors(_forbidden, _forbidden, Student(network, (2,), second_time=True))
     guided = method._data_velocity(actors, batch, x, t, v, torch.zeros(2, dtype=torch.bool))
     expected = 0.2 * v - 0.12 * network(x, t, torch.tensor([3, 3])) + 0.92 * network(x, t, label)
@@ -167,7 +168,7 @@ def test_steps_of_consistency_distillation_go_down_and_shrink(schedule: str) -> 
         assert [method._bins(progress) for progress in (0, 0.21, 0.41, 0.99, 1)] == [10, 20, 40, 160, 160]
 
 
-def test_the_target_of_consistency_has_the_slow_weights(toys: Any) -> None:
+def test_the_target_of_consistency_has_the_slow_weights() -> None:
     """The target is computed inside ``target_weights``, the prediction outside."""
     seen: list[bool] = []
     inside: list[bool] = [False]
@@ -185,11 +186,11 @@ def test_the_target_of_consistency_has_the_slow_weights(toys: Any) -> None:
     method = ConsistencyDistillation(MethodOptions(own={"target_decay": 0.9}))
     assert method.needs.target_decay == 0.9
     actors = Actors(TEACHER, TEACHER, Student(network, (1,)), target_weights=slow)
-    method.student_loss(actors, Batch(toys.double_draws(4), {}, data=torch.zeros(4, 1)))
+    method.student_loss(actors, Batch(DoubleDraws(4), {}, data=torch.zeros(4, 1)))
     assert seen == [True, False]
 
 
-def test_reflow_learns_the_straight_field_of_its_pairs(toys: Any) -> None:
+def test_reflow_learns_the_straight_field_of_its_pairs() -> None:
     """For N(m, s^2): v(x, t) = -m + (1-s) (x - (1-t) m) / ((1-t) s + t), straight, so one step is exact."""
 
     def straight(x: Tensor, t: Tensor) -> Tensor:
@@ -199,9 +200,9 @@ def test_reflow_learns_the_straight_field_of_its_pairs(toys: Any) -> None:
     options = MethodOptions(rollout={"solver": "rk4", "steps": 200, "auxiliary_solver": "euler"})
     method: Any = make_method("reflow", options)
     actors = Actors(TEACHER, TEACHER, Student(straight, (1,)))
-    batch = Batch(toys.double_draws(64), {}, progress=0.0)
+    batch = Batch(DoubleDraws(64), {}, progress=0.0)
     assert method.student_loss(actors, batch).value.item() < 1e-12
-    noise = toys.double_draws(64).normal((1,))
+    noise = DoubleDraws(64).normal((1,))
     data = method.sample_teacher(actors, batch, noise)
     torch.testing.assert_close(actors.student.jump(noise, 1.0, 0.0, {}), data, rtol=0, atol=1e-8)
     points = interpolate(data, noise, torch.full((64,), 0.4, dtype=torch.float64))
@@ -209,7 +210,7 @@ def test_reflow_learns_the_straight_field_of_its_pairs(toys: Any) -> None:
     torch.testing.assert_close(along, noise - data, rtol=0, atol=1e-8)
 
 
-def test_reflow_fits_one_step_at_the_end(toys: Any) -> None:
+def test_reflow_fits_one_step_at_the_end() -> None:
     method = make_method("reflow", MethodOptions(rollout={"steps": 2}, own={"one_step_from": 0.5}))
     times: list[Tensor] = []
 
@@ -219,5 +220,5 @@ def test_reflow_fits_one_step_at_the_end(toys: Any) -> None:
 
     for steps, progress in ((1, 0.4), (1, 0.5), (2, 0.5)):
         actors = Actors(TEACHER, TEACHER, Student(network, (1,), steps=steps))
-        method.student_loss(actors, Batch(toys.double_draws(8), {}, progress=progress))
+        method.student_loss(actors, Batch(DoubleDraws(8), {}, progress=progress))
     assert [bool((t == 1).all()) for t in times] == [False, True, False]

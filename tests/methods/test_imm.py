@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from toys import DoubleDraws, GaussianMap
 
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.methods import MethodOptions
@@ -38,14 +39,14 @@ def test_equal_sets_have_no_distance_and_a_finite_gradient() -> None:
     assert gradient.abs().max().item() < 1e-5
 
 
-def weighted_distance(toys: Any, network: Any, particles: int, seed: int) -> torch.Tensor:
+def weighted_distance(network: Any, particles: int, seed: int) -> torch.Tensor:
     method = InductiveMomentMatching(MethodOptions(own={"particles": particles, "k": 8}))
-    draws = toys.double_draws(4096, seed)
+    draws = DoubleDraws(4096, seed)
     actors = Actors(TEACHER, TEACHER, Student(network, (1,), second_time=True))
     return method.student_loss(actors, Batch(draws, {}, data=MEAN + STD * draws.normal((1,)))).value
 
 
-def test_the_exact_map_has_equal_laws_though_not_equal_points(toys: Any) -> None:
+def test_the_exact_map_has_equal_laws_though_not_equal_points() -> None:
     """In one dimension the two jumps of a point differ, their laws do not: the distance falls with 1 / particles."""
     method = InductiveMomentMatching(MethodOptions(own={"k": 4}))
     generator = torch.Generator().manual_seed(0)
@@ -54,7 +55,7 @@ def test_the_exact_map_has_equal_laws_though_not_equal_points(toys: Any) -> None
     t, s = torch.full((1500,), 0.9, dtype=torch.float64), torch.full((1500,), 0.1, dtype=torch.float64)
     r = method.earlier(t, s)
     assert torch.equal(r, s)  # the step down is so large that it ends at s, where the second jump is the point itself
-    exact, wrong = toys.gaussian_map(MEAN, STD), toys.gaussian_map(MEAN, 0.3)
+    exact, wrong = GaussianMap(MEAN, STD), GaussianMap(MEAN, 0.3)
     distances = []
     for network in (exact, wrong):
         jumps = []
@@ -68,31 +69,31 @@ def test_the_exact_map_has_equal_laws_though_not_equal_points(toys: Any) -> None
     assert distances[1] > 10 * distances[0]
 
 
-def test_descent_finds_the_map(toys: Any) -> None:
-    network = toys.gaussian_map(0.6, 0.9)
+def test_descent_finds_the_map() -> None:
+    network = GaussianMap(0.6, 0.9)
     optimizer = torch.optim.Adam(network.parameters(), 0.05)
     for update in range(300):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - update / 300)
         optimizer.zero_grad()
-        torch.autograd.backward(weighted_distance(toys, network, 16, update))
+        torch.autograd.backward(weighted_distance(network, 16, update))
         optimizer.step()
     assert network.values() == pytest.approx((MEAN, STD), abs=0.05)
 
 
-def test_times_are_shared_by_a_group_and_in_order(toys: Any) -> None:
+def test_times_are_shared_by_a_group_and_in_order() -> None:
     method = InductiveMomentMatching(MethodOptions())
-    t, r, s = method._times(Batch(toys.double_draws(64), {}))
+    t, r, s = method._times(Batch(DoubleDraws(64), {}))
     for times in (t, r, s):
         assert bool((times.view(-1, 4) == times.view(-1, 4)[:, :1]).all())
     assert bool(((s <= r) & (r < t)).all())
     assert len(t.unique()) == 16
 
 
-def test_groups_hold_rows_of_one_label(toys: Any) -> None:
+def test_groups_hold_rows_of_one_label() -> None:
     method = InductiveMomentMatching(MethodOptions())
     label = torch.tensor([2, 0, 1, 0, 2, 1, 0, 0])
     data = label[:, None].double() * 10 + torch.arange(8)[:, None] / 100
-    ordered, condition = method._ordered(data, Batch(toys.double_draws(8), {"label": label}))
+    ordered, condition = method._ordered(data, Batch(DoubleDraws(8), {"label": label}))
     assert condition["label"].tolist() == sorted(label.tolist())
     assert (ordered[:, 0] / 10).floor().long().tolist() == condition["label"].tolist()
 

@@ -1,11 +1,11 @@
 """Mean Flow Distillation on Gaussians, where every expectation is known (Gaussian data N(m, s^2), student a + b z)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import Affine, DesignedDraws
 
 from mfd_fast import mean_velocity
 from mfd_fast.closed_forms import Gaussian
@@ -22,27 +22,7 @@ from mfd_fast.training.roles import FullRoles
 
 MEAN, STD = 1.3, 0.6
 CPU = torch.device("cpu")
-Draws = Callable[..., RowDraws]
 STARTS = {"narrow": (-2.0, 0.2), "wide": (-2.0, 1.5), "right-width": (-2.0, 0.6)}
-
-
-class Affine(nn.Module):
-    """A velocity network whose one Euler step from noise is ``a + b z``."""
-
-    def __init__(self, a: float, b: float) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x - (self.a + self.b * x)
-
-    def law(self) -> Gaussian:
-        return Gaussian(self.a.item(), abs(self.b.item()))
-
-    def gradient(self) -> tuple[float, float]:
-        assert self.a.grad is not None
-        assert self.b.grad is not None
-        return self.a.grad.item(), self.b.grad.item()
 
 
 def student_loss(affine: Affine, draws: RowDraws, **rollout: Any) -> Tensor:
@@ -71,10 +51,10 @@ INTERVALS = {"short": ([0.5], [0.45]), "long": ([0.95], [0.05]), "several": ([0.
 
 @pytest.mark.parametrize("interval", INTERVALS)
 @pytest.mark.parametrize(("a", "b"), [*STARTS.values(), (2.0, 0.4), (1.0, -0.9)])
-def test_student_gradient_is_the_closed_form(designed_draws: Draws, a: float, b: float, interval: str) -> None:
+def test_student_gradient_is_the_closed_form(a: float, b: float, interval: str) -> None:
     t, r = (torch.tensor(times) for times in INTERVALS[interval])
     affine = Affine(a, b)
-    torch.autograd.backward(student_loss(affine, designed_draws(t, r)))
+    torch.autograd.backward(student_loss(affine, DesignedDraws(t, r)))
     assert affine.gradient() == pytest.approx(expected_gradient(a, b, t, r), abs=1e-4)
 
 
@@ -90,9 +70,9 @@ def test_student_gradient_over_random_draws() -> None:
 
 
 @pytest.mark.parametrize("a", [MEAN - 1, MEAN + 1])
-def test_descent_moves_the_mean_of_the_student_to_the_teachers(designed_draws: Draws, a: float) -> None:
+def test_descent_moves_the_mean_of_the_student_to_the_teachers(a: float) -> None:
     affine = Affine(a, STD)
-    torch.autograd.backward(student_loss(affine, designed_draws(torch.tensor([0.7]), torch.tensor([0.2]))))
+    torch.autograd.backward(student_loss(affine, DesignedDraws(torch.tensor([0.7]), torch.tensor([0.2]))))
     along_a, _ = affine.gradient()
     assert -along_a * (MEAN - a) > 0.1
 
@@ -109,25 +89,25 @@ def test_the_right_distribution_is_a_fixed_point(b: float) -> None:
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_descent_with_an_exact_auxiliary_reaches_the_teacher(designed_draws: Draws, start: str) -> None:
+def test_descent_with_an_exact_auxiliary_reaches_the_teacher(start: str) -> None:
     affine = Affine(*STARTS[start])
     first, second = Uniform().sample(12, make_generator(0, "t")), Uniform().sample(12, make_generator(1, "t"))
     t, r = torch.maximum(first, second), torch.minimum(first, second)
     optimizer = torch.optim.SGD(affine.parameters(), 0.8)
     for _ in range(120):
         optimizer.zero_grad()
-        torch.autograd.backward(student_loss(affine, designed_draws(t, r, side=4), solver="euler", steps=4))
+        torch.autograd.backward(student_loss(affine, DesignedDraws(t, r, side=4), solver="euler", steps=4))
         optimizer.step()
     assert (affine.a.item(), affine.b.item()) == pytest.approx((MEAN, STD), abs=1e-3)
 
 
-def test_without_an_auxiliary_the_student_collapses_to_the_mean(designed_draws: Draws) -> None:
+def test_without_an_auxiliary_the_student_collapses_to_the_mean() -> None:
     """With the conditional velocity in the auxiliary's place the spread goes to zero."""
     affine, teacher = Affine(-2.0, 1.0), Gaussian(MEAN, STD)
     t, r = torch.tensor([0.3, 0.6, 0.9]), torch.tensor([0.1, 0.2, 0.5])
     optimizer = torch.optim.SGD(affine.parameters(), 1.0)
     for _ in range(150):
-        draws = designed_draws(t, r, side=4)
+        draws = DesignedDraws(t, r, side=4)
         noise, path_noise = draws.normal((1,)), draws.normal((1,))
         times, ends = draws.pairs(Uniform(), 0.0)
         data = Student(affine, (1,)).generate(noise, {}, with_gradient=True)
@@ -140,9 +120,9 @@ def test_without_an_auxiliary_the_student_collapses_to_the_mean(designed_draws: 
     assert (affine.a.item(), affine.b.item()) == pytest.approx((MEAN, 0), abs=1e-2)
 
 
-def jacobian_and_omitted_gradients(b: float, designed_draws: Draws) -> tuple[Tensor, Tensor]:
+def jacobian_and_omitted_gradients(b: float) -> tuple[Tensor, Tensor]:
     """Gradients with respect to x_t of 1/2 mean |u_A - u_T|^2 with and without the Jacobian of both rollouts."""
-    draws = designed_draws(torch.tensor([0.4, 0.8]), torch.tensor([0.1, 0.3]))
+    draws = DesignedDraws(torch.tensor([0.4, 0.8]), torch.tensor([0.1, 0.3]))
     noise, path_noise = draws.normal((1,)).double(), draws.normal((1,)).double()
     t, r = (times.double() for times in draws.pairs(Uniform(), 0.0))
     x_t = interpolate(-2.0 + b * noise, path_noise, t).requires_grad_(True)
@@ -158,15 +138,15 @@ def jacobian_and_omitted_gradients(b: float, designed_draws: Draws) -> tuple[Ten
 
 
 @pytest.mark.parametrize(("b", "sign"), [(0.2, -1), (1.5, 1)], ids=["narrow", "wide"])
-def test_the_full_jacobian_reverses_a_narrow_students_gradient(designed_draws: Draws, b: float, sign: int) -> None:
-    full, omitted = jacobian_and_omitted_gradients(b, designed_draws)
+def test_the_full_jacobian_reverses_a_narrow_students_gradient(b: float, sign: int) -> None:
+    full, omitted = jacobian_and_omitted_gradients(b)
     rows = slice(None, None, 2)  # rows of one interval: only there is one a multiple of the other
     cosine = torch.cosine_similarity(full[rows].flatten(), omitted[rows].flatten(), dim=0)
     assert cosine.item() == pytest.approx(sign, abs=1e-6)
 
 
-def test_the_full_jacobian_is_blind_to_a_wrong_mean(designed_draws: Draws) -> None:
-    full, omitted = jacobian_and_omitted_gradients(STD, designed_draws)
+def test_the_full_jacobian_is_blind_to_a_wrong_mean() -> None:
+    full, omitted = jacobian_and_omitted_gradients(STD)
     assert full.abs().max().item() < 1e-9 * omitted.abs().max().item()
 
 

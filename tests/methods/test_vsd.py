@@ -1,11 +1,11 @@
 """Variational score distillation on Gaussians: the gradient of a divergence, and descent that reaches the teacher."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from toys import Affine, DesignedDraws
 
 from mfd_fast.closed_forms import Gaussian
 from mfd_fast.methods import MethodOptions, make_method
@@ -15,7 +15,6 @@ from mfd_fast.streams import RowDraws
 from mfd_fast.student import Student
 
 MEAN, STD = 1.3, 0.6
-Draws = Callable[..., RowDraws]
 STARTS = {"narrow": (-2.0, 0.2), "wide": (-2.0, 1.5), "right-width": (-2.0, 0.6)}
 
 
@@ -39,19 +38,19 @@ def divergence(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("a", "b"), [*STARTS.values(), (2.0, 0.4)])
-def test_kl_weight_gives_the_gradient_of_the_kl(toys: Any, designed_draws: Draws, a: float, b: float) -> None:
+def test_kl_weight_gives_the_gradient_of_the_kl(a: float, b: float) -> None:
     t = torch.tensor([0.2, 0.5, 0.9])
-    affine = toys.affine(a, b)
-    ours = gradient(affine, loss("vsd", affine, designed_draws(t, t), weight="kl"))
+    affine = Affine(a, b)
+    ours = gradient(affine, loss("vsd", affine, DesignedDraws(t, t), weight="kl"))
     exact = gradient(affine, divergence(affine.a, affine.b, t).mean())
     assert ours == pytest.approx(exact, rel=1e-3, abs=1e-4)
 
 
-def test_velocity_weight_is_mean_flow_distillation_without_an_interval(toys: Any, designed_draws: Draws) -> None:
+def test_velocity_weight_is_mean_flow_distillation_without_an_interval() -> None:
     t = torch.tensor([0.2, 0.5, 0.9])
-    affine = toys.affine(-1.0, 0.8)
-    ours = gradient(affine, loss("vsd", affine, designed_draws(t, t), weight="velocity"))
-    assert ours == pytest.approx(gradient(affine, loss("mfd", affine, designed_draws(t, t))), rel=1e-5)
+    affine = Affine(-1.0, 0.8)
+    ours = gradient(affine, loss("vsd", affine, DesignedDraws(t, t), weight="velocity"))
+    assert ours == pytest.approx(gradient(affine, loss("mfd", affine, DesignedDraws(t, t))), rel=1e-5)
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -61,23 +60,23 @@ def test_velocity_weight_is_mean_flow_distillation_without_an_interval(toys: Any
     ids=[*WEIGHTS, "dmd2"],
 )
 def test_descent_with_an_exact_auxiliary_reaches_the_teacher(
-    toys: Any, designed_draws: Draws, name: str, own: dict[str, Any], rate: float, start: str
+    name: str, own: dict[str, Any], rate: float, start: str
 ) -> None:
-    affine = toys.affine(*STARTS[start])
+    affine = Affine(*STARTS[start])
     t = torch.linspace(0.1, 0.9, 5)
     optimizer = torch.optim.SGD(affine.parameters(), rate)
     for update in range(250):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (250 - update) / 50)
         optimizer.zero_grad()
-        torch.autograd.backward(loss(name, affine, designed_draws(t, t, side=4), **own))
+        torch.autograd.backward(loss(name, affine, DesignedDraws(t, t, side=4), **own))
         optimizer.step()
     assert (affine.a.item(), abs(affine.b.item())) == pytest.approx((MEAN, STD), abs=1e-3)  # -b is the same law
 
 
-def test_weights_near_data_are_bounded(toys: Any, designed_draws: Draws) -> None:
+def test_weights_near_data_are_bounded() -> None:
     t = torch.tensor([0.005])
-    affine = toys.affine(0.0, 1.0)
-    small = loss("vsd", affine, designed_draws(t, t), weight="kl", min_time=0.5).item()
-    large = loss("vsd", affine, designed_draws(t, t), weight="kl", min_time=0.01).item()
+    affine = Affine(0.0, 1.0)
+    small = loss("vsd", affine, DesignedDraws(t, t), weight="kl", min_time=0.5).item()
+    large = loss("vsd", affine, DesignedDraws(t, t), weight="kl", min_time=0.01).item()
     # (1-t)^2 / t is 0.5 and 98.01; the surrogate's value is half the mean square of the weighted gap.
     assert large / small == pytest.approx((98.01 / 0.5) ** 2, rel=1e-3)

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import prepared, write_clip, write_dinov2, write_pictures
+from tiny_models import prepared, write_pictures
 
 from mfd_fast.metrics import frechet_distance, precision_recall
 from mfd_fast.metrics.image_folder import check_pictures, list_pictures, read_picture, read_prompts
 from mfd_fast.metrics.image_report import image_report, table
 from mfd_fast.metrics.model_sources import Source, find_source
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_clip(folder / "clip")
-    write_dinov2(folder / "dinov2")
-    return folder
 
 
 def _sources(models: Path, *names: str) -> dict[str, Source]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_models import add_adapters
 from torch import Tensor, nn
 
 from mfd_fast.models import build_model
@@ -79,22 +80,6 @@ def test_the_pipeline_with_the_file_makes_the_students_latents(
     assert (theirs - bare).norm() > 0.1 * theirs.norm()
 
 
-def adapted(make_sana: Make, rank: int, alpha: int, adapters: tuple[str, ...]) -> Any:
-    """A transformer with random adapters of peft."""
-    from peft import LoraConfig
-
-    transformer = make_sana()
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v"])
-    for adapter in adapters:
-        transformer.add_adapter(config, adapter_name=adapter)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in transformer.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return transformer
-
-
 def saved_by_diffusers(transformer: Any, folder: Path, adapter: str, with_metadata: bool) -> Path:
     from diffusers import SanaPipeline, training_utils
     from peft.utils import get_peft_model_state_dict
@@ -109,7 +94,9 @@ def saved_by_diffusers(transformer: Any, folder: Path, adapter: str, with_metada
 
 
 def test_keys_and_shapes_are_those_of_diffusers(make_sana: Make, tmp_path: Path) -> None:
-    theirs = saved_by_diffusers(adapted(make_sana, 4, 4, ("default",)), tmp_path / "theirs", "default", True)
+    theirs = saved_by_diffusers(
+        add_adapters(make_sana(), ["default"], r=4, lora_alpha=4), tmp_path / "theirs", "default", True
+    )
     ours = save_lora(tmp_path / "ours.safetensors", SanaRoles(make_sana(), rank=4, lora_alpha=4))
     one, other = load_file(ours), load_file(theirs / FILE_NAME)
     assert one.keys() == other.keys()
@@ -127,7 +114,7 @@ def test_adapters_of_a_trainer_can_go_on(
     make_sana: Make, sana_batch: Any, tmp_path: Path, alpha: int, with_metadata: bool
 ) -> None:
     """Into roles of another alpha than the file's: the velocities are the transformer's with that adapter."""
-    transformer, batch = adapted(make_sana, 4, alpha, ("default", "aux")), sana_batch(3)
+    transformer, batch = add_adapters(make_sana(), ["default", "aux"], r=4, lora_alpha=alpha), sana_batch(3)
     folder = saved_by_diffusers(transformer, tmp_path / "checkpoint", "default", with_metadata)
     roles = SanaRoles(make_sana(), rank=4, lora_alpha=12)
     load_lora(folder, roles, "student")

@@ -1,65 +1,28 @@
-"""The transition model of OccFM against a second statement of it, its checkpoints, and the field around it."""
+"""The transition model of OccFM against a second statement of it, and the field around it."""
 
 import math
-import os
-import pickle
 import sys
-import zlib
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_transition import SMALL, fill_by_name, inputs, small
 from torch import Tensor, nn
 
 from mfd_fast.guidance import FixedGuidance
 from mfd_fast.intervals import shift_times
 from mfd_fast.models import build_model, describe_model, model_from_description, null_condition
 from mfd_fast.models.lora import LoRARoles
-from mfd_fast.models.occfm import OccupancyVelocity, TransitionModel, load_transition_weights
-from mfd_fast.models.occfm.velocity import SAMPLING_SHIFT
+from mfd_fast.models.occfm import OccupancyVelocity, TransitionModel
+from mfd_fast.presets import PRESETS
 from mfd_fast.student import Student
 from mfd_fast.types import RowGroup
 
 sys.path.insert(0, str(Path(__file__).parent))
 import occfm_reference
 from occfm_reference import Sizes
-
-SMALL: dict[str, Any] = {
-    "model_channels": 16,
-    "init_3d_conv_channels": 8,
-    "channel_multi": [2, 4],
-    "attn_dim": 4,
-    "temporal_attn_head": 2,
-    "spatial_attn_head": 4,
-}
-
-
-def fill_by_name(module: nn.Module) -> Any:
-    """Weights by a rule from their names, every one of another size than its neighbours."""
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            if name.endswith("_embed"):
-                continue  # fixed features, which the model makes itself
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            spread = 0.5 if value.dim() < 2 else 1.0 / math.sqrt(value[0].numel())
-            value.copy_(torch.randn(value.shape, generator=generator) * spread + ("gamma" in name))
-    return module.eval()
-
-
-def small(**changes: Any) -> TransitionModel:
-    options = {"frames": 6, "input_size": (8, 8), "trajectory_length": 6, **SMALL, **changes}
-    model: TransitionModel = fill_by_name(TransitionModel(4, **options))
-    return model
-
-
-def inputs(rows: int = 2, frames: int = 6, side: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, frames, 4, side, side, generator=generator)
-    t = 1000 * torch.rand(rows, generator=generator)
-    return x, t, torch.randn(rows, frames, 2, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +226,7 @@ def test_sampling_is_that_of_occfm(scale: float) -> None:
     negative = null_condition(model)
     assert negative is not None
     teacher = model if scale == 1.0 else FixedGuidance(model, negative, scale)
-    sampler = Student(teacher, (3, 4, 8, 8), steps=10, shift=SAMPLING_SHIFT)
+    sampler = Student(teacher, (3, 4, 8, 8), steps=10, shift=PRESETS["occfm"]["evaluate.teacher_shift"])
     with torch.no_grad():
         expected = sampled_as_occfm_does(model, noise, condition, scale)
         wide = {name: value.double() for name, value in condition.items()}
@@ -315,118 +278,3 @@ def test_low_rank_roles_run_as_one_batch() -> None:
     torch.testing.assert_close(together[0], model(x, t, **condition), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together[1], roles.auxiliary(x, t, **condition), rtol=1e-4, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 0.01
-
-
-# Checkpoints.
-
-
-def checkpoint(tmp_path: Path, weights: dict[str, Tensor], **sections: Any) -> Path:
-    path = tmp_path / "epoch=000199.ckpt"
-    torch.save({"state_dict": weights, "epoch": 199, "lr_scheduler": {"base_lrs": [1e-4]}, **sections}, path)
-    return path
-
-
-def under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in weights.items()}
-
-
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        "transition_model.",
-        "module.transition_model.",
-        "model.transition_model.",
-        "module._orig_mod.transition_model.",
-        "",
-    ],
-)
-def test_weights_under_the_names_of_frameworks(prefix: str, tmp_path: Path) -> None:
-    trained, fresh = small(), TransitionModel(4, frames=6, input_size=(8, 8), trajectory_length=6, **SMALL)
-    others = {} if prefix == "" else {"module.decoder.conv_in.weight": torch.zeros(2), "encoder.x": torch.zeros(1)}
-    report = load_transition_weights(fresh, checkpoint(tmp_path, under(prefix, trained.state_dict()) | others))
-    assert torch.equal(fresh(*inputs()), trained(*inputs()))
-    assert report.section == "state_dict"
-    assert report.left_over == ([] if prefix == "" else ["decoder.conv_in.weight", "encoder.x"])
-
-
-def test_averaged_weights_come_first(tmp_path: Path) -> None:
-    trained = small()
-    other = {name: value + 1 for name, value in trained.state_dict().items()}
-    average = under("module.transition_model.", trained.state_dict()) | {"n_averaged": torch.tensor(7)}
-    path = checkpoint(tmp_path, under("module.transition_model.", other), ema_model=average)
-    fresh = small()
-    report = load_transition_weights(fresh, path)
-    assert (report.section, report.left_over) == ("ema_model", ["n_averaged"])
-    assert torch.equal(fresh.init_conv.weight, trained.init_conv.weight)
-    assert load_transition_weights(fresh, path, "state_dict").section == "state_dict"
-    assert torch.equal(fresh.init_conv.weight, trained.init_conv.weight + 1)
-    without = checkpoint(tmp_path, under("transition_model.", other), ema_model=None)
-    assert load_transition_weights(fresh, without).section == "state_dict"
-    with pytest.raises(ValueError, match="no section 'ema_model' with weights; it has state_dict"):
-        load_transition_weights(fresh, without, "ema_model")
-
-
-def _without(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in weights.items() if name != "init_conv.bias"}
-
-
-def _with_more(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return weights | {"extra": torch.zeros(1)}
-
-
-def _misshapen(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return weights | {"traj_encoder.0.weight": torch.zeros(16, 3)}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_without, "does not fit the model: missing init_conv.bias"),
-        (_with_more, "unexpected extra"),
-        (_misshapen, r"traj_encoder\.0\.weight has shape \[16, 3\], expected \[16, 192\]"),
-        (lambda _: {"x": torch.zeros(1)}, "holds no transition model"),
-    ],
-    ids=["missing", "unexpected", "shape", "none"],
-)
-def test_weights_that_do_not_fit_change_nothing(
-    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str, tmp_path: Path
-) -> None:
-    model = small()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    wrong = change(dict(model.state_dict()))
-    prefix = "" if "x" in wrong else "transition_model."
-    with pytest.raises(ValueError, match=message):
-        load_transition_weights(model, checkpoint(tmp_path, under(prefix, wrong)))
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
-
-
-class _Malicious:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.path}",)
-
-
-def test_a_checkpoint_that_wants_to_run_something_is_refused(tmp_path: Path) -> None:
-    mark = tmp_path / "executed"
-    path = checkpoint(tmp_path, under("transition_model.", small().state_dict()), config=_Malicious(mark))
-    with pytest.raises(
-        ValueError, match=r"does not hold plain weights and was not loaded: it asks for (posix|nt)\.system"
-    ):
-        load_transition_weights(small(), path)
-    assert not mark.exists()
-
-
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"checkpoint: there is no file .*nowhere\.ckpt"):
-        load_transition_weights(small(), tmp_path / "nowhere.ckpt")
-    path = checkpoint(tmp_path, under("transition_model.", small().state_dict()))
-    content = path.read_bytes()
-    for name, broken in (("cut", content[: len(content) // 2]), ("empty", b""), ("text", b"weights\n" * 40)):
-        (tmp_path / name).write_bytes(broken)
-        with pytest.raises(ValueError, match=f"{name} is damaged or holds no weights"):
-            load_transition_weights(small(), tmp_path / name)
-    (tmp_path / "list").write_bytes(pickle.dumps([1, 2], protocol=2))
-    with pytest.raises(ValueError, match="list"):
-        load_transition_weights(small(), tmp_path / "list")

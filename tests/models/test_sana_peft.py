@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import add_adapters
 from torch import Tensor, nn
 
 from mfd_fast import mean_velocity_pair
@@ -16,18 +17,8 @@ Make = Callable[..., Any]
 
 
 def with_adapters(make_sana: Make, **options: Any) -> Any:
-    from peft import LoraConfig
-
-    transformer = make_sana(num_layers=1)
-    given = {"r": 4, "lora_alpha": 8, "init_lora_weights": "gaussian", "target_modules": ["to_k", "to_q", "to_v"]}
-    for adapter in ("default", "aux"):
-        transformer.add_adapter(LoraConfig(**{**given, **options}), adapter_name=adapter)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in transformer.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return transformer
+    given = {"r": 4, "lora_alpha": 8, **options}
+    return add_adapters(make_sana(num_layers=1), ["default", "aux"], **given)
 
 
 def switched(transformer: Any, adapter: str | None) -> Callable[..., Tensor]:

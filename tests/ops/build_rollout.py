@@ -1,34 +1,14 @@
-"""Compile what the guided step and the copying of rows would launch, for GPUs that need not be there: python THIS OUT.
+"""Compile what the guided step and the copying of rows would launch: python build_rollout.py OUT, see offline.py."""
 
-A program of its own for the reasons of build_step_control.py, whose driver and tools it uses. OUT, JSON, gets a list of
-objects: case, capability, kernel, resources, and the instructions of `PATTERNS` that were found.
-"""
-
-import json
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-import triton
-from build_step_control import CAPABILITIES, Compiling, Offline, examine
+from offline import write_builds
 
 from mfd_fast.kernels import copy_rows, guided_step
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
-PATTERNS = {
-    "stores": r"st\.global[\w.:]*",
-    "fused": r"\bfma\.[\w.]*",
-    "roundings": r"\bcvt\.rn\.bf16[\w.]*",
-}
-"""Patterns for PTX."""
-ADDRESSES = {
-    "offsets": r"tt\.addptr .*, tensor<\d+x(i\d+)>",
-    "narrow_products": r"arith\.muli (.*) : (?:tensor<\d+x)?i32",
-}
-"""Patterns for Triton's own code: the width of offsets, and products that are made in 32 bits."""
 
 
 def step(memories: int, width: int, state: torch.dtype, field: torch.dtype, guided: bool) -> None:
@@ -63,39 +43,5 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-def build(case: str, **options: int) -> list[dict[str, Any]]:
-    """Every kernel that this call launches, on the current target."""
-    results = []
-    for module in (guided_step, copy_rows):
-        (name,) = (name for name in vars(module) if name.endswith("_kernel"))
-        kernel = getattr(module, name)
-        compiling = Compiling(kernel, **options)
-        setattr(module, name, compiling)
-        results.append((module, name, kernel, compiling))
-    CASES[case]()
-    found = []
-    for module, name, kernel, compiling in results:
-        setattr(module, name, kernel)
-        for assembly in compiling.built:
-            patterns = {key: re.findall(pattern, assembly["ptx"]) for key, pattern in PATTERNS.items()}
-            patterns |= {key: re.findall(pattern, assembly["ttir"]) for key, pattern in ADDRESSES.items()}
-            found.append({"kernel": name, **examine(assembly), **patterns})
-    return found
-
-
-def main(target: str) -> None:
-    driver = Offline()
-    triton.runtime.driver.set_active(driver)
-    results = []
-    for driver.capability in CAPABILITIES:
-        for case in CASES:
-            results += [{"capability": driver.capability, "case": case, **built} for built in build(case)]
-    # With too few registers, so that there are spills to be found.
-    results += [
-        {"capability": driver.capability, "case": "starved", **one} for one in build("rk4-guided-float64", maxnreg=24)
-    ]
-    Path(target).write_text(json.dumps(results, indent=1), "utf-8")
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    write_builds(sys.argv[1], [guided_step, copy_rows], CASES, ("rk4-guided-float64", 24))

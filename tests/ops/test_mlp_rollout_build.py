@@ -16,20 +16,20 @@ CAPABILITIES = [80, 86, 89, 90, 100, 120]
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_no_register_is_spilled(built: list[dict[str, Any]], capability: int) -> None:
-    (one,) = (one for one in built if one["capability"] == capability and not one["starved"])
+    (one,) = (one for one in built if one["capability"] == capability and one["case"] == "rollout")
     assert (one["stack"], one["local"]) == (0, 0), one
 
 
 def test_spills_would_be_seen(built: list[dict[str, Any]]) -> None:
-    (starved,) = (one for one in built if one["starved"])
+    (starved,) = (one for one in built if one["case"] == "starved")
     assert starved["registers"] <= 32
     assert starved["stack"] > 0
 
 
 def test_products_are_exact_and_layers_wait_for_each_other(built: list[dict[str, Any]]) -> None:
     for one in built:
-        assert (one["tf32"], one["atomics"]) == (0, 0), one
-        assert one["barriers"] >= 3, one
+        assert (one["tf32"], one["atomics"]) == ([], []), one
+        assert len(one["barriers"]) >= 3, one
 
 
 def test_samples_are_addressed_in_64_bits(built: list[dict[str, Any]]) -> None:

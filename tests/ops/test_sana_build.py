@@ -16,11 +16,11 @@ CAPABILITIES = [80, 86, 89, 90, 100, 120]
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_kernel_compiles_without_spills(built: list[dict[str, Any]], capability: int) -> None:
     found = [one for one in built if one["capability"] == capability]
-    assert sorted((one["case"], one["dtype"]) for one in found) == [
-        ("gated_depthwise", "bfloat16"),
-        ("gated_depthwise", "float32"),
-        ("linear_attention", "bfloat16"),
-        ("linear_attention", "float32"),
+    assert sorted((one["case"], one["kernel"]) for one in found) == [
+        ("gated_depthwise-bfloat16", "_gated_depthwise_fwd_kernel"),
+        ("gated_depthwise-float32", "_gated_depthwise_fwd_kernel"),
+        ("linear_attention-bfloat16", "_linear_attention_fwd_kernel"),
+        ("linear_attention-float32", "_linear_attention_fwd_kernel"),
     ]
     for one in found:
         assert (one["stack"], one["local"]) == (0, 0), one
@@ -28,8 +28,7 @@ def test_every_kernel_compiles_without_spills(built: list[dict[str, Any]], capab
 
 def test_bfloat16_products_run_on_tensor_cores(built: list[dict[str, Any]]) -> None:
     for one in built:
-        uses = bool(one["matrix"])
-        assert uses == (one["case"] == "linear_attention" and one["dtype"] == "bfloat16"), one
+        assert bool(one["matrix"]) == (one["case"] == "linear_attention-bfloat16"), one
 
 
 def test_tokens_and_pixels_are_addressed_in_64_bits(built: list[dict[str, Any]]) -> None:
@@ -38,7 +37,7 @@ def test_tokens_and_pixels_are_addressed_in_64_bits(built: list[dict[str, Any]])
         by_shape: dict[str, list[str]] = {}
         for shape, bits in one["places"]:
             by_shape.setdefault(shape, []).append(bits)
-        if one["case"] == "linear_attention":
+        if one["kernel"] == "_linear_attention_fwd_kernel":
             assert by_shape, one
             assert all(set(bits) == {"i64"} for bits in by_shape.values()), by_shape
         else:

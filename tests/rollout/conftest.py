@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from tiny_recorded import Network
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -95,3 +96,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Recorder]]:
     captured.forget_all()
     yield Recorder
     captured.forget_all()
+
+
+@pytest.fixture
+def network() -> Network:
+    """See `tiny_recorded.Network`."""
+    return Network().eval()

@@ -5,85 +5,21 @@ real ones.
 """
 
 import gc
-import sys
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tiny_recorded import GUIDED, Network, assert_equal, data_copy, problem
 from torch import Tensor, nn
 
 import mfd_fast
-from mfd_fast import fields
-from mfd_fast.intervals import Uniform, sample_pairs
 from mfd_fast.models import build_model
 from mfd_fast.models.lora import LoRARoles
-from mfd_fast.ops import linear
 from mfd_fast.rollout import captured, graphs
-from mfd_fast.rollout.compiled import Measured, remember
 from mfd_fast.solvers import SOLVERS
 from mfd_fast.training.ema import WeightAverage
-
-
-class Network(nn.Module):
-    """Like any small network: weights, a buffer, a class label, a shared and a nested condition, dropout."""
-
-    forwards = 0
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.enter, self.leave = nn.Linear(7, 16), nn.Linear(16, 6)
-            self.label = nn.Embedding(4, 16)
-        self.dropout = nn.Dropout(0.5)
-        self.register_buffer("shift", torch.full((16,), 0.1))
-        self.to(dtype)
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor, extra: Any = None) -> Tensor:
-        Network.forwards += 1
-        self.counted = getattr(self, "counted", 0) + 1  # which is no reason to record it again
-        hidden = torch.tanh(self.enter(torch.cat([x, t[:, None].to(x.dtype)], 1)) + self.label(label) + self.shift)
-        if extra is not None:
-            hidden = hidden + extra["shared"] * extra["row"][:, None] * extra["factor"]
-        return self.leave(self.dropout(hidden))
-
-
-@pytest.fixture
-def network() -> Network:
-    return Network().eval()
-
-
-def problem(rows: int = 9, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 6, generator=generator).to(dtype)
-    t, r = sample_pairs(Uniform(), rows, generator=generator)
-    r[0] = t[0]
-    return x, t, r, {"label": torch.randint(0, 3, (rows,), generator=generator)}
-
-
-def both(field: Callable[..., Tensor], *, rows: int = 9, seed: int = 0, **options: Any) -> tuple[Any, Any]:
-    x, t, r, condition = problem(rows, seed)
-    options = {"condition": condition, "step_size": 0.1, "return_stats": True} | options
-    eager, found = (
-        mfd_fast.mean_velocity(field, x, t, r, runner=runner, **options) for runner in ("eager", "captured")
-    )
-    return eager, found
-
-
-def assert_equal(field: Callable[..., Tensor], **options: Any) -> Tensor:
-    (eager, expected), (found, stats) = both(field, **options)
-    assert (stats.runner, stats.reason) == ("captured", "asked for")
-    for name in ("evaluations", "steps", "status"):
-        assert torch.equal(getattr(stats, name), getattr(expected, name)), name
-    precision = 1e-12 if found.dtype == torch.float64 else 2e-6
-    torch.testing.assert_close(found, eager, rtol=precision, atol=precision)
-    return found
-
-
-GUIDED = {"negative_condition": {"label": torch.tensor([3])}, "guidance_scale": 4.5}
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
@@ -231,11 +167,6 @@ def load_state_dict(network: Network) -> None:
     network.load_state_dict({name: 0.5 * value for name, value in network.state_dict().items()})
 
 
-def data_copy(network: Network) -> None:
-    for parameter in network.parameters():
-        parameter.data.copy_(0.5 * parameter.data)
-
-
 def average_swapped(network: Network) -> None:
     average = WeightAverage(list(network.parameters()), 0.5)
     data_copy(network)
@@ -265,6 +196,8 @@ def training(network: Network) -> None:
 
 
 IN_PLACE = [fused_adamw, foreach_sgd, load_state_dict, data_copy, average_swapped]
+
+
 ANEW = [data_replaced, parameter_replaced, buffer_replaced, hooked, training]
 
 
@@ -381,149 +314,3 @@ def test_a_network_that_is_gone_takes_its_recording_along(recorder: Any, monkeyp
     gc.collect()
     assert len(captured._RECORDINGS) == 0
     assert len(captured._OWNERS) == 0
-
-
-class Plain:
-    def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return -x
-
-
-REFUSED: dict[str, tuple[Callable[[Network], Any], dict[str, Any], str]] = {
-    "function": (lambda _: lambda x, t, label: x, {}, "the field is a function, not an nn.Module"),
-    "object": (lambda _: Plain(), {}, "the field is a Plain, not an nn.Module"),
-    "wrapped-function": (lambda _: fields.reversed_time(Plain()), {}, "the field is a Plain"),
-    "adaptive": (lambda network: network, {"solver": "bosh3"}, "only fixed steps"),
-    "library": (lambda network: network, {"solver": "torchdiffeq:rk4"}, "only fixed steps"),
-    "gradient": (lambda network: network, {"differentiable": True}, "no gradient"),
-    "condition": (
-        lambda network: network,
-        {"condition": {"label": torch.zeros(9, dtype=torch.int64), "extra": {"what": [1]}}},
-        "what is a list, of which it cannot be seen",
-    ),
-    "partial-guidance": (
-        lambda network: network,
-        {"negative_condition": {"label": torch.tensor([3])}, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.8)},
-        "memory is a NegativeVelocities, of which it cannot be seen",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_recorded_says_why(recorder: Any, network: Network, case: str) -> None:
-    make, options, message = REFUSED[case]
-    x, t, r, condition = problem()
-    with pytest.raises(ValueError, match=f"runner='captured' is not possible: .*{message}"):
-        mfd_fast.mean_velocity(make(network), x, t, r, runner="captured", **{"condition": condition} | options)
-    assert recorder.made == []
-
-
-@pytest.mark.usefixtures("recorder")
-def test_ambient_autocast_is_refused_and_the_wrapper_is_not(network: Network) -> None:
-    x, t, r, condition = problem()
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(ValueError, match=r"torch\.autocast is on around the call"),
-    ):
-        mfd_fast.mean_velocity(network, x, t, r, condition=condition, runner="captured")
-    assert_equal(fields.scaled_time(network, 0.5))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
-def test_without_a_device_it_is_refused(network: Network) -> None:
-    x, t, r, condition = problem()
-    with pytest.raises(ValueError, match="CUDA graphs need a CUDA device, this one is cpu"):
-        mfd_fast.mean_velocity(network, x, t, r, condition=condition, runner="captured")
-
-
-@pytest.mark.usefixtures("recorder")
-def test_auto_takes_what_is_left(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, t, r, condition = problem()
-
-    def auto(field: Any = network, **options: Any) -> tuple[str, str]:
-        stats = mfd_fast.mean_velocity(field, x, t, r, condition=condition, return_stats=True, **options)[1]
-        return stats.runner, stats.reason
-
-    remember(network, Measured(("captured",), "recorded evaluations are 3.00 times as fast"))
-    assert auto() == ("captured", "auto: recorded evaluations are 3.00 times as fast")
-    assert auto(solver="bosh3")[0] == "eager"
-    assert auto(solver="bosh3")[1].startswith("auto: only fixed steps")
-    assert auto(differentiable=True)[1] == "auto: recordings have no gradient"
-    assert auto(runner="eager") == ("eager", "asked for")
-    remember(network, None)
-    assert auto()[0] == "eager"
-
-
-def test_a_recording_that_fails_is_a_reason(recorder: Any, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(recorder):
-        def record(self, work: Callable[[], None]) -> Callable[[], None]:
-            raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
-
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", Failing)
-    x, t, r, condition = problem()
-    with pytest.raises(ValueError, match=r"recording it failed: operation not permitted when stream is capturing$"):
-        mfd_fast.mean_velocity(network, x, t, r, condition=condition, runner="captured")
-    remember(network, Measured(("captured",), "faster"))
-    _, stats = mfd_fast.mean_velocity(network, x, t, r, condition=condition, return_stats=True)
-    assert stats.runner == "eager"
-    assert stats.reason.startswith("auto: recording it failed")
-    assert len(captured._RECORDINGS) == 0
-
-
-def test_uses_the_compiled_copy(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Repeating(recorder):
-        """Compiled code cannot be written down; it is run again."""
-
-        def record(self, work: Callable[[], None]) -> Callable[[], None]:
-            work()
-            return work
-
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", Repeating)
-    seen = []
-    real = captured.compiled_field
-    monkeypatch.setattr(captured, "compiled_field", lambda field: seen.append(field) or real(field))
-    network = build_model("mlp", (6,), 3, width=16, depth=1)
-    for seed in range(2):
-        (eager, _), (found, stats) = both(network, seed=seed, solver="ab2", **GUIDED)
-        torch.testing.assert_close(found, eager, rtol=1e-5, atol=1e-5)
-        assert stats.runner == "captured"
-        data_copy(network)
-    assert len(seen) == 2
-    captured.forget_all()
-
-
-def test_a_network_that_compiles_not_is_recorded_as_it_is(
-    recorder: Any, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken(nn.Module):
-        def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-            raise RuntimeError("no C++ compiler was found")
-
-    monkeypatch.setattr(captured, "compiled_field", lambda field: Broken())
-    before = assert_equal(network)
-    data_copy(network)
-    assert float((assert_equal(network) - before).abs().max()) > 1e-3
-    assert len([made for made in recorder.made if made.recorded]) == 1
-
-
-def test_warmup_measures_and_chooses(network: Network, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a device can record, the warm-up times it; a field that compiles no more may still be recorded."""
-    linear.why_not_onednn()  # which has a use for the clock
-    warmup = sys.modules["mfd_fast.warmup"]
-    real, now, slow = mfd_fast.mean_velocity, [0.0], {"eager": 4.0, "captured": 1.0, "compiled": 2.0}
-
-    def timed(*arguments: Any, runner: str, **options: Any) -> Any:
-        now[0] += slow[runner]
-        return real(*arguments, runner="eager" if runner == "compiled" else runner, **options)
-
-    monkeypatch.setattr(warmup, "mean_velocity", timed)
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    x, t, r, condition = problem()
-    report = mfd_fast.warmup(network, x, condition=condition)
-    assert report.runner == "captured"
-    assert report.seconds == slow
-    assert report.reason == "recorded evaluations are 4.00 times as fast on 9 rows"
-    _, stats = real(network, x, t, r, condition=condition, return_stats=True)
-    assert stats.runner == "captured"
-    monkeypatch.setattr(warmup, "compiled_field", captured.compiled_field)
-    assert set(mfd_fast.warmup(network, x, condition=condition).seconds) == {"eager", "captured"}
-    remember(network, None)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from watching import READS, Calls
 
 from mfd_fast import mean_velocity, mean_velocity_pair
 from mfd_fast.closed_forms import Gaussian
@@ -19,32 +19,7 @@ from mfd_fast.models.lora import LoRARoles
 from mfd_fast.solvers import SOLVERS
 
 LAW = Gaussian([1.3, -0.4], [0.6, 1.7])
-READS = {
-    "item",
-    "tolist",
-    "cpu",
-    "numpy",
-    "nonzero",
-    "equal",
-    "allclose",
-    "__bool__",
-    "__int__",
-    "__float__",
-    "__index__",
-}
 DISPATCHED_READS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique"}
-
-
-class _Calls(TorchFunctionMode):
-    """The names of all functions of torch, in order; the field adds a mark of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(getattr(function, "__name__", str(function)))
-        return function(*args, **(kwargs or {}))
 
 
 class _Dispatched(TorchDispatchMode):
@@ -59,7 +34,7 @@ class _Dispatched(TorchDispatchMode):
 
 def _reads_inside_the_loop(call: Callable[[Callable[[], None]], object]) -> list[str]:
     """What is read between the first and the last evaluation of the field."""
-    calls = _Calls()
+    calls = Calls()
     with calls, _Dispatched(calls.names):
         call(lambda: calls.names.append("FIELD"))
     marks = [place for place, name in enumerate(calls.names) if name == "FIELD"]

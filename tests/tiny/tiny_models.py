@@ -1,8 +1,9 @@
 """Tiny random models as the published ones are laid out, and folders of pictures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,3 +86,18 @@ def write_pictures(folder: Path, count: int, seed: int = 0, shade: float = 0.0) 
         pixels = np.clip(draw.random((6, 5, 3)) + shade, 0, 1) * 255
         Image.fromarray(pixels.astype(np.uint8)).resize((50 + 3 * (i % 4), 60)).save(folder / f"{i}.png")
     return folder
+
+
+def add_adapters(transformer: Any, names: Sequence[str], **options: Any) -> Any:
+    """The transformer with adapters of peft that change what it computes; options are those of ``LoraConfig``."""
+    from peft import LoraConfig
+
+    given = {"init_lora_weights": "gaussian", "target_modules": ["to_k", "to_q", "to_v"], **options}
+    for name in names:
+        transformer.add_adapter(LoraConfig(**given), adapter_name=name)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return transformer

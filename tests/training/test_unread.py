@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from watching import READS, Calls
 
 from mfd_fast.config import Settings
 from mfd_fast.distillation import Task, make_student
@@ -26,7 +26,6 @@ from mfd_fast.training.making_roles import make_roles
 from mfd_fast.training.unread import UnreadFlags
 
 DELAY = 4
-READS = {"item", "tolist", "cpu", "numpy", "nonzero", "equal", "__bool__", "__int__", "__float__", "__index__"}
 Start = Callable[..., DistillTraining]
 
 
@@ -63,18 +62,6 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal")
-        return function(*args, **(kwargs or {}))
-
-
-class Calls(TorchFunctionMode):
-    """The names of all functions of torch, in order; the teacher adds a mark of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(getattr(function, "__name__", str(function)))
         return function(*args, **(kwargs or {}))
 
 

@@ -7,19 +7,17 @@ import errno
 import json
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo
+from ranks import Spoil, fork, in_update, nan_in_one_rank, nothing
 from safetensors.torch import load_file
 
 from mfd_fast.cli import main
-from mfd_fast.methods.mfd import MeanFlowDistillation
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_tensors
 from mfd_fast.training import loop
@@ -38,38 +36,6 @@ def command(name: str, run: Path) -> list[str]:
     return [name, "--preset", "mixture-2d", "--run", str(run), "--resume", "auto", *options]
 
 
-def nothing(rank: int) -> None:
-    pass
-
-
-def nan_in_one_rank(rank: int) -> None:
-    """Row 13 of update 4 belongs to rank 1."""
-    draw, loss = DistillTraining._draw, MeanFlowDistillation.auxiliary_loss
-
-    def noted(self: Any, update: int, share: Any) -> Any:
-        draws, condition = draw(self, update, share)
-        draws.hit = update == 4 and share.first <= 13 < share.first + share.rows
-        return draws, condition
-
-    def spoilt(self: Any, actors: Any, batch: Any, *rest: Any) -> Any:
-        result = loss(self, actors, batch, *rest)
-        return result._replace(value=result.value * float("nan")) if batch.draws.hit else result
-
-    DistillTraining._draw = noted  # type: ignore[method-assign]
-    MeanFlowDistillation.auxiliary_loss = spoilt  # type: ignore[method-assign]
-
-
-def in_update(number: int, rank: int, act: Callable[[], object]) -> None:
-    original = DistillTraining.run_update
-
-    def run_update(self: Any, update: int) -> Any:
-        if update == number and int(os.environ["RANK"]) == rank:
-            act()
-        return original(self, update)
-
-    DistillTraining.run_update = run_update  # type: ignore[method-assign]
-
-
 def disk_full(rank: int) -> None:
     def save(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -77,42 +43,25 @@ def disk_full(rank: int) -> None:
     loop.save_checkpoint = save
 
 
-SCENARIOS: dict[str, Callable[[int], None]] = {
+SCENARIOS: dict[str, Spoil] = {
     "undisturbed": nothing,
     "nan in one rank": nan_in_one_rank,
-    "one dies": lambda rank: in_update(7, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
-    "one hangs": lambda rank: in_update(7, 1, lambda: time.sleep(8)),
+    "one dies": in_update(7, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "one hangs": in_update(7, lambda: time.sleep(8)),
     "disk full": disk_full,
-    "signal to one": lambda rank: in_update(7, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "signal to one": in_update(7, lambda: os.kill(os.getpid(), signal.SIGTERM)),
 }
 
 
-def start(run: Path, spoil: Callable[[int], None], name: str) -> tuple[list[int], list[str]]:
+def start(run: Path, spoil: Spoil, name: str) -> tuple[list[int], list[str]]:
     """Exit codes and words of both ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in (0, 1):
-        output = run.parent / f"{name}-{rank}.txt"
-        child = os.fork()
-        if child == 0:
-            os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            code = 99
-            try:
-                spoil(rank)
-                keep_final(run.parent / f"{name}-{rank}.safetensors")
-                code = main(command("distill", run))
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def work(rank: int) -> int:
+        spoil(rank)
+        keep_final(run.parent / f"{name}-{rank}.safetensors")
+        return main(command("distill", run))
+
+    codes = fork(2, f"{run.parent}/{name}", work)
     return codes, [(run.parent / f"{name}-{rank}.txt").read_text() for rank in (0, 1)]
 
 
@@ -154,7 +103,7 @@ def events(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "event" in line]
 
 
-def examine(folder: Path, name: str, spoil: Callable[[int], None]) -> dict[str, Any]:
+def examine(folder: Path, name: str, spoil: Spoil) -> dict[str, Any]:
     run = with_teacher(folder, name)
     began = time.monotonic()
     codes, said = start(run, spoil, name)

@@ -7,11 +7,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import torch
 import torch._dynamo
 from deepspeed.accelerator import get_accelerator  # once, before the forks
+from ranks import Spoil, fork, in_update, nan_in_one_rank, nothing
 
 from mfd_fast.cli import main
-from mfd_fast.methods.mfd import MeanFlowDistillation
 from mfd_fast.storage import write_json
 from mfd_fast.training.checkpoint import list_checkpoints
 from mfd_fast.training.distill import DistillTraining
@@ -38,44 +35,17 @@ SETTINGS = (
 CUT = 9
 """The update from whose checkpoint runs are resumed."""
 
-Spoil = Callable[[int], None]
-
-
-def nothing(rank: int) -> None:
-    pass
-
 
 def run(folder: Path, processes: int, *options: str, spoil: Spoil = nothing, command: str = "distill") -> list[int]:
     """Exit codes of the command's processes; what each says goes to ``FOLDER-RANK.txt``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            if processes > 1:
-                os.environ |= {"WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            handle = os.open(f"{folder}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            code = 99
-            try:
-                spoil(rank)
-                watch(Path(f"{folder}-{rank}.json"))
-                chosen = [part for setting in SETTINGS for part in ("--set", setting)]
-                code = main(
-                    [command, "--preset", "mixture-2d", "--run", str(folder), "--resume", "auto", *chosen, *options]
-                )
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def work(rank: int) -> int:
+        spoil(rank)
+        watch(Path(f"{folder}-{rank}.json"))
+        chosen = [part for setting in SETTINGS for part in ("--set", setting)]
+        return main([command, "--preset", "mixture-2d", "--run", str(folder), "--resume", "auto", *chosen, *options])
+
+    return fork(processes, str(folder), work)
 
 
 def watch(path: Path) -> None:
@@ -121,34 +91,6 @@ def stale(parts: dict[str, Any], role: str) -> dict[str, Any]:
             for copied, value in zip(sharded.rollout.parameters(), whole, strict=True):
                 gap = max(gap, (copied.detach() - value.to(copied.dtype)).abs().max().item())
     return {"gap": gap}
-
-
-def nan_in_one_rank(rank: int) -> None:
-    """The auxiliary's loss of update 4 is NaN in process 1."""
-    draw, loss = DistillTraining._draw, MeanFlowDistillation.auxiliary_loss
-
-    def noted(self: Any, update: int, share: Any) -> Any:
-        draws, condition = draw(self, update, share)
-        draws.hit = update == 4 and share.first <= 13 < share.first + share.rows
-        return draws, condition
-
-    def spoilt(self: Any, actors: Any, batch: Any, *rest: Any) -> Any:
-        result = loss(self, actors, batch, *rest)
-        return result._replace(value=result.value * float("nan")) if batch.draws.hit else result
-
-    DistillTraining._draw = noted  # type: ignore[method-assign]
-    MeanFlowDistillation.auxiliary_loss = spoilt  # type: ignore[method-assign]
-
-
-def dies(rank: int) -> None:
-    original = DistillTraining.run_update
-
-    def run_update(self: Any, update: int) -> Any:
-        if update == 13 and rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, update)
-
-    DistillTraining.run_update = run_update  # type: ignore[method-assign]
 
 
 def half_precision(rank: int) -> None:
@@ -206,7 +148,7 @@ SCENARIOS: dict[str, tuple[int, tuple[str, ...], Spoil]] = {
     "lora-2": (2, ("--zero", "2", *LORA_STUDENT), nothing),
     "lora-3": (2, ("--zero", "3", *LORA_STUDENT), nothing),
     "nan": (2, ("--zero", "3"), nan_in_one_rank),
-    "dies": (2, ("--zero", "2"), dies),
+    "dies": (2, ("--zero", "2"), in_update(13, lambda: os.kill(os.getpid(), signal.SIGKILL))),
 }
 
 

@@ -38,6 +38,7 @@ def occupancy(
     future: int = 6,
     history_last: int = 6,
     rescale: float = 10.0,
+    channels: int | None = None,
 ) -> OccupancyDataset:
     """Latents that ``mfd-fast convert-occfm`` wrote into ``root/training`` and ``root/validation``.
 
@@ -46,14 +47,17 @@ def occupancy(
         history: frames of the past, of which only the last ``history_last`` are shown, the others zero.
         future: frames to come.
         rescale: OccFM's ``RESCALE_FACTOR``.
+        channels: that the latents must have; None takes what is there.
 
     Raises:
-        ValueError: no root, windows that no scene is long enough for, or damaged files.
+        ValueError: no root, other channels, windows that no scene is long enough for, or damaged files.
         FileNotFoundError: a split is missing.
     """
     if root is None:
         raise ValueError("root: dataset 'occupancy' is read from a converted folder; expected it, got None")
     training, held_out = FramesOnDisk(root / "training"), FramesOnDisk(root / "validation")
+    if channels is not None and training.latent_shape[0] != channels:
+        raise ValueError(f"channels: expected latents of {channels}, those in {root} have {training.latent_shape[0]}")
     return _dataset("occupancy", training, held_out, (history, future, history_last), rescale, None, None)
 
 

@@ -5,8 +5,6 @@ frame in any order, with PATH ending in ``SCENE/TOKEN/labels.npz``. The order of
 ``{"infos": {SCENE: [{"token": TOKEN, ...}, ...]}}``.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from tqdm import tqdm
 
 from mfd_fast.data.occupancy.store import FORMAT, INDEX, VERSION
 from mfd_fast.data.plain_pickle import read_plain_pickle
-from mfd_fast.storage import check_name, sha256, write_json, write_tensors
+from mfd_fast.storage import check_name, sha256, whole_folder, write_json, write_tensors
 
 FRAMES_PER_FILE = 1024
 
@@ -62,18 +60,12 @@ def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRA
     kept = sum(len(tokens) for tokens in scenes.values())
     if not kept:
         raise ValueError(f"{infos} lists none of the {len(entries)} frames of {latents}: are they of the same split?")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        files = _write_files(temporary, scenes, entries, frames_per_file)
+    with whole_folder(out) as folder:
+        files = _write_files(folder, scenes, entries, frames_per_file)
         shape = list(next(iter(entries.values())).latent.shape)
         described = [{"name": name, "tokens": tokens} for name, tokens in scenes.items()]
         index = {"format": FORMAT, "version": VERSION, "latent_shape": shape, "files": files, "scenes": described}
-        write_json(temporary / INDEX, index)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(folder / INDEX, index)
     return Conversion(kept, len(scenes), len(files), repeated, len(entries) - kept)
 
 

@@ -7,9 +7,7 @@ and their mean at its centre is an empty place. The vehicle stands, or now and t
 seen from it.
 """
 
-import os
 import pickle
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from mfd_fast.data.occupancy.codec import EMPTY, KINDS, columns_of, encode
 from mfd_fast.data.occupancy.store import FramesInMemory, Scene
-from mfd_fast.storage import write_file
+from mfd_fast.storage import whole_folder, write_file
 
 SIDE = 12
 """Cells along each side of what is seen."""
@@ -114,16 +112,9 @@ def write_release(folder: Path, seed: int = 0, scenes: dict[str, int] | None = N
     ``nus_sem_occ_SPLIT.pkl`` holds the latents in an order of its own, ``nuscenes_infos_SPLIT.pkl`` the order in time,
     ``data/nuscenes/gts/SCENE/TOKEN/labels.npz`` the occupancy.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} exists already; choose another folder or delete it")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole_folder(folder) as new:
         for split in SPLITS:
-            _write_split(temporary, split, make_split(split, seed, (scenes or {}).get(split)), seed)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write_split(new, split, make_split(split, seed, (scenes or {}).get(split)), seed)
 
 
 def _write_split(folder: Path, split: str, made: ToySplit, seed: int) -> None:

@@ -135,7 +135,7 @@ class Mlp(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """Attention and MLP, each as ``h <- h + gate * f(norm(h) * (1 + scale) + shift)``; new gates are zero."""
+    """Attention and MLP, each as ``h <- h + gate * f(norm(h) * (1 + scale) + shift)``, the six of the condition."""
 
     def __init__(self, width: int, heads: int, condition_features: int, backend: str) -> None:
         super().__init__()

@@ -11,8 +11,6 @@ from mfd_fast.models.occfm.transition import TransitionModel
 
 TIME_SCALE = 1000.0
 """The transition model wants times in [0, 1000], from noise to data."""
-SAMPLING_SHIFT = 3.0
-"""OccFM's ``ALPHA_STEP``: its sampler's times, in ours, are ``mfd_fast.intervals.shift_times(uniform times, 3)``."""
 
 
 class OccupancyVelocity(VelocityNetwork):

@@ -154,7 +154,8 @@ def test_recorded_latents_decode_to_the_recorded_occupancy(converted: Path) -> N
 
 
 def test_the_same_files_as_a_dataset_without_codec(converted: Path) -> None:
-    data = load_dataset("occupancy", converted / "latents", history=2, future=4, history_last=1, rescale=1.0)
+    options = {"history": 2, "future": 4, "history_last": 1, "rescale": 1.0}
+    data = load_dataset("occupancy", converted / "latents", channels=4, **options)
     assert isinstance(data, OccupancyDataset)
     assert data.sample_shape == (4, 4, 12, 12)
     assert data.conditions["history"].shape[1:] == (2, 4, 12, 12)
@@ -163,6 +164,8 @@ def test_the_same_files_as_a_dataset_without_codec(converted: Path) -> None:
     assert not data.conditions["history"][torch.tensor([0])][:, 0].any()
     assert not data.conditions["trajectory"][torch.arange(len(data.x))][:, 0].any()
     assert data.x[torch.tensor([0])].abs().max().item() == pytest.approx(codec.RADIUS)
+    with pytest.raises(ValueError, match=r"channels: expected latents of 64, those in .*latents have 4"):
+        load_dataset("occupancy", converted / "latents", channels=64, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,5 @@
-"""Designed noise: expectations over two normals as finite sums without sampling error."""
+"""Networks of a few weights that contain the truth, and draws that do without sampling error."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +15,7 @@ class DesignedDraws(RowDraws):
     quadratic in (z, e).
     """
 
-    def __init__(self, t: Tensor, r: Tensor, side: int) -> None:
+    def __init__(self, t: Tensor, r: Tensor, side: int = 8) -> None:
         rows = len(t) * side * side
         super().__init__(make_generator(0, "unused"), Share(rows, 0, rows), torch.device("cpu"))
         values = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side).double()
@@ -39,16 +35,6 @@ class DesignedDraws(RowDraws):
         return self._t, self._r
 
 
-@pytest.fixture
-def designed_draws() -> Callable[..., RowDraws]:
-    """``designed_draws(t, r, side=8)`` for intervals ``t`` ``[n]``, ``r`` ``[n]``."""
-
-    def make(t: Tensor, r: Tensor, side: int = 8) -> RowDraws:
-        return DesignedDraws(t, r, side)
-
-    return make
-
-
 class Affine(nn.Module):
     """A velocity network whose one Euler step from noise is ``a + b z``."""
 
@@ -62,6 +48,12 @@ class Affine(nn.Module):
     def law(self) -> Gaussian:
         """The exact auxiliary."""
         return Gaussian(self.a.item(), abs(self.b.item()))
+
+    def gradient(self) -> tuple[float, float]:
+        """Of a and b, after a backward pass."""
+        assert self.a.grad is not None
+        assert self.b.grad is not None
+        return self.a.grad.item(), self.b.grad.item()
 
 
 class GaussianMap(nn.Module):
@@ -103,17 +95,3 @@ class DoubleDraws(RowDraws):
     def pairs(self, law: TimeLaw, equal_share: float) -> tuple[Tensor, Tensor]:
         t, r = super().pairs(law, equal_share)
         return t.double(), r.double()
-
-
-class Toys(NamedTuple):
-    """Networks of a few weights that contain the truth, and draws."""
-
-    affine: type[Affine] = Affine
-    gaussian_map: type[GaussianMap] = GaussianMap
-    double_draws: type[DoubleDraws] = DoubleDraws
-
-
-@pytest.fixture(scope="session")
-def toys() -> Toys:
-    """See `Toys`."""
-    return Toys()
