@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from mfd_fast import __version__
-from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, reproduce, runs
+from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, reproduce, runs, verify
 from mfd_fast.training.distributed import leave_world
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     occupancy.add_commands(commands)
     export.add_commands(commands)
     prompts.add_commands(commands)
+    verify.add_command(commands)
     estimate.add_commands(commands)
     reproduce.add_command(commands)
     return parser

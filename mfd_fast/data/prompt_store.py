@@ -167,12 +167,10 @@ class PromptStore:
         """Type of the embeddings."""
         return self._reader(self.index.negative).read(0)[0].dtype
 
-    def verify(self) -> None:
-        """Read all files and compare their digests; ValueError names the one that differs."""
-        for shard in (*self.index.shards, self.index.negative):
-            path = self.folder / shard.file
-            if not path.is_file() or sha256(path) != shard.sha256:
-                raise ValueError(f"{path} is missing or not the file that the index describes")
+    @property
+    def digests(self) -> dict[Path, str]:
+        """The SHA-256 digest that the index gives for each file."""
+        return {self.folder / shard.file: shard.sha256 for shard in (*self.index.shards, self.index.negative)}
 
     def _reader(self, shard: Shard) -> ShardReader:
         reader = self._readers.get(shard.file)

@@ -14,6 +14,7 @@ from mfd_fast.data.dataset import all_rows
 from mfd_fast.data.prompt_file import read_prompts
 from mfd_fast.data.prompt_store import INDEX, PromptStore, pack, pad, read_index, write_shard
 from mfd_fast.data.prompts import PLAN, PromptEncoder, encode_prompts, latent_shape
+from mfd_fast.data.verify import damaged_files
 from mfd_fast.storage import write_json
 
 pytest.importorskip("diffusers")
@@ -95,8 +96,6 @@ def test_only_the_shard_of_a_row_is_opened(encode: Callable[..., Path]) -> None:
     assert len(store.row(4)[0])
     with pytest.raises(ValueError, match=r"shard-00000.safetensors is missing"):
         store.row(0)
-    with pytest.raises(ValueError, match="not the file that the index describes"):
-        store.verify()
 
 
 def test_another_start_goes_on_where_it_stopped(encode: Callable[..., Path], encoder: PromptEncoder, tmp_path: Path,
@@ -122,7 +121,7 @@ def test_another_start_goes_on_where_it_stopped(encode: Callable[..., Path], enc
     assert TEXTS[:2] not in calls
     assert seen == [2, 2, 1]
     store = PromptStore(out)
-    store.verify()
+    assert not damaged_files(store.digests)
     assert store.index.prompts == 5
     torch.testing.assert_close(store.row(0)[0], original(["a red cat"])[0][0, : len(store.row(0)[0])])
 

@@ -78,6 +78,9 @@ class FramesOnDisk:
         ValueError: index and files do not fit each other; the message names the file.
     """
 
+    digests: dict[Path, str]
+    """The SHA-256 digest that the index gives for each file."""
+
     def __init__(self, folder: Path) -> None:
         if not (folder / INDEX).is_file():
             raise FileNotFoundError(
@@ -103,6 +106,7 @@ class FramesOnDisk:
         self.latent_shape = (channels, height, width)
         self.scenes = tuple(_scene(scene) for scene in index["scenes"])
         self._files = [folder / check_name(entry["file"], "a file") for entry in index["files"]]
+        self.digests = {path: _digest(entry) for path, entry in zip(self._files, index["files"], strict=True)}
         counts = [check_count(entry["frames"], "frames") for entry in index["files"]]
         self._first = [0, *accumulate(counts)]
         for path, entry in zip(self._files, index["files"], strict=True):
@@ -136,6 +140,13 @@ class FramesOnDisk:
             except (SafetensorError, OSError, ValueError) as error:
                 raise ValueError(f"{self._files[number]} is not a file of frames: {error}") from error
         return self._open[number]
+
+
+def _digest(entry: Any) -> str:
+    if not isinstance(entry["sha256"], str):
+        raise ValueError(f"a digest must be a text, got {entry['sha256']!r:.80}")
+    digest: str = entry["sha256"]
+    return digest
 
 
 def _scene(entry: Any) -> Scene:
