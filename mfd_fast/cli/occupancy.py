@@ -48,6 +48,8 @@ def run_convert(options: argparse.Namespace) -> int:
         print(f"{done.repeated} entries repeated a frame; the first entry of each was taken")
     if done.unlisted:
         print(f"{done.unlisted} frames were left out: {options.infos} does not list them")
+    if done.lacking:
+        print(f"{done.lacking} frames of {options.infos} have no latents; as in OccFM, windows pass over such gaps")
     return 0
 
 

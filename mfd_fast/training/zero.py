@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mfd_fast.config import DistillSettings, OptimizerSettings
 from mfd_fast.sharing import copied_module, shared_copy
@@ -131,12 +132,27 @@ class Sharded:
         """Set the float32 weights, with every copy of them, or an optimiser's state from whole tensors."""
         utils = self._zero.utils
         for parameter, value in zip(self._parameters, values, strict=True):
-            if state is None:
+            if self._stage == 3:
+                own = self._own_share(parameter, value.float())
+                if state is None:
+                    utils.safe_set_local_fp32_param(parameter, own)
+                else:
+                    utils.safe_set_local_optimizer_state(parameter, own, state)
+            elif state is None:
                 utils.safe_set_full_fp32_param(parameter, value.float())
             else:
                 utils.safe_set_full_optimizer_state(parameter, value.float(), state)
         if state is None:
             self.recast()
+
+    def _own_share(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """What stage 3 keeps of ``value`` in this process, flat, with zeros behind its end.
+
+        DeepSpeed's setters of whole tensors fail where the processes do not divide a tensor evenly.
+        """
+        length: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = functional.pad(value.flatten(), (0, length * self._world.size - value.numel()))
+        return padded[self._world.rank * length :][:length]
 
     @torch.no_grad()
     def recast(self) -> None:

@@ -31,10 +31,13 @@ class Conversion(NamedTuple):
     """Entries of a frame that had come before; the first one counts, as in OccFM."""
     unlisted: int
     """Entries whose frame the infos do not list."""
+    lacking: int
+    """Listed frames without an entry. As in OccFM the frames around one follow each other in windows."""
 
 
 class _Entry(NamedTuple):
     number: int
+    scene: str
     latent: NDArray[Any]
     """``[C, H, W]``."""
     pose: NDArray[Any]
@@ -46,8 +49,8 @@ def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRA
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: ``out`` exists, a pickle is damaged, asks for something to be run, or is of another kind, or an
-            entry has a wrong shape; the message names file and entry.
+        ValueError: ``out`` exists, a pickle is damaged, asks for something to be run, or is of another kind, an entry
+            has a wrong shape, or the files disagree about a frame's scene; the message names file and entry.
     """
     if frames_per_file < 1:
         raise ValueError(f"frames_per_file must be at least 1, got {frames_per_file}")
@@ -57,6 +60,13 @@ def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRA
     entries, repeated = read_entries(latents)
     listed = {name: [token for token in tokens if token in entries] for name, tokens in order.items()}
     scenes = {name: tokens for name, tokens in listed.items() if tokens}
+    for name, tokens in scenes.items():
+        for token in tokens:
+            if entries[token].scene != name:
+                raise ValueError(
+                    f"{latents}, entry {entries[token].number}: its gt_path says scene {entries[token].scene!r}, "
+                    f"{infos} lists {token!r} in {name!r}: are they of the same data?"
+                )
     kept = sum(len(tokens) for tokens in scenes.values())
     if not kept:
         raise ValueError(f"{infos} lists none of the {len(entries)} frames of {latents}: are they of the same split?")
@@ -66,7 +76,8 @@ def convert(latents: Path, infos: Path, out: Path, *, frames_per_file: int = FRA
         described = [{"name": name, "tokens": tokens} for name, tokens in scenes.items()]
         index = {"format": FORMAT, "version": VERSION, "latent_shape": shape, "files": files, "scenes": described}
         write_json(folder / INDEX, index)
-    return Conversion(kept, len(scenes), len(files), repeated, len(entries) - kept)
+    lacking = sum(len(tokens) for tokens in order.values()) - kept
+    return Conversion(kept, len(scenes), len(files), repeated, len(entries) - kept, lacking)
 
 
 def _write_files(
@@ -97,9 +108,12 @@ def read_order(path: Path) -> dict[str, list[str]]:
     content = _read(path)
     scenes = content.get("infos") if isinstance(content, dict) else None
     if not isinstance(scenes, dict):
-        kind = type(content).__name__
-        raise ValueError(f"{path} is no infos file: expected a dictionary with 'infos', scene by scene, got a {kind}")
+        raise ValueError(
+            f"{path} is no infos file of OccFM: expected a dictionary with 'infos', a dictionary scene by scene, got "
+            f"{_outline(content)}"
+        )
     order: dict[str, list[str]] = {}
+    seen: dict[str, str] = {}
     for name, frames in scenes.items():
         if not isinstance(name, str) or not isinstance(frames, list):
             raise ValueError(f"{path}: scene {name!r}: expected a list of frames, got {type(frames).__name__}")
@@ -109,8 +123,20 @@ def read_order(path: Path) -> dict[str, list[str]]:
             raise ValueError(f"{path}: scene {name!r}, frame {wrong}: expected a dictionary with a text 'token'")
         for part, what in ((name, "scene"), *((token, "token") for token in tokens)):
             check_name(part, f"{path}: a {what}")
+        for token in tokens:
+            if token in seen:
+                raise ValueError(f"{path}: scene {name!r} lists {token!r}, which scene {seen[token]!r} has listed before")
+            seen[token] = name
         order[name] = tokens
     return order
+
+
+def _outline(content: Any) -> str:
+    """What a file holds, in a few words; a container may unfold to any size, so none is shown."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    parts = [f"{str(key)[:40]} (a {type(value).__name__})" for key, value in list(content.items())[:5]]
+    return f"a dictionary with {', '.join(parts) or 'nothing'}"
 
 
 def read_entries(path: Path) -> tuple[dict[str, _Entry], int]:
@@ -154,8 +180,9 @@ def _entry(number: int, entry: Any) -> tuple[str, _Entry]:
         path = path[0]
     parts = PurePosixPath(path).parts if isinstance(path, str) else ()
     if len(parts) < 3 or parts[-1] != "labels.npz":
-        raise ValueError(f"gt_path must be one path that ends in SCENE/TOKEN/labels.npz, got {path!r}")
-    return parts[-2], _Entry(number, latent[0], pose[0])
+        got = repr(path[-80:]) if isinstance(path, str) else f"a {type(path).__name__}"
+        raise ValueError(f"gt_path must be one path that ends in SCENE/TOKEN/labels.npz, got {got}")
+    return parts[-2], _Entry(number, parts[-3], latent[0], pose[0])
 
 
 def _numbers(name: str, value: Any, dimensions: int, shape: str) -> NDArray[Any]:

@@ -59,7 +59,7 @@ def values(frames: FramesOnDisk, first: int, count: int) -> list[float]:
 @pytest.mark.parametrize("frames_per_file", [1, 8, 100])
 def test_frames_come_in_the_order_of_the_infos(frames_per_file: int, tmp_path: Path) -> None:
     done = convert(*written(tmp_path), tmp_path / "out", frames_per_file=frames_per_file)
-    assert done == (12, 3, {1: 3, 8: 2, 100: 1}[frames_per_file], 0, 0)
+    assert done == (12, 3, {1: 3, 8: 2, 100: 1}[frames_per_file], 0, 0, 0)
     frames = FramesOnDisk(tmp_path / "out")
     assert [(scene.name, len(scene.tokens)) for scene in frames.scenes] == list(LENGTHS.items())
     assert frames.scenes[0].tokens == tuple(f"scene-b-{i}" for i in range(5))
@@ -76,8 +76,16 @@ def test_repeated_and_unlisted_frames(tmp_path: Path) -> None:
     # A distributed sampler repeats frames to fill its last batch; OccFM takes the first.
     again = entry("scene-a", 1, x_sampled=np.full((1, 4, 2, 2), 9.0, dtype=np.float32))
     done = convert(*written(tmp_path, [*entries(), again, entry("scene-z", 0)]), tmp_path / "out")
-    assert (done.frames, done.repeated, done.unlisted) == (12, 1, 1)
+    assert (done.frames, done.repeated, done.unlisted, done.lacking) == (12, 1, 1, 0)
     assert values(FramesOnDisk(tmp_path / "out"), 5, 3) == [0, 1, 2]
+
+
+def test_frames_without_latents_are_counted_and_passed_over(tmp_path: Path) -> None:
+    # OccFM's windows go on over such a gap: they only look at the scene of each frame.
+    gap = [item for item in entries() if item["gt_path"] != entry("scene-b", 2)["gt_path"]]
+    done = convert(*written(tmp_path, gap), tmp_path / "out")
+    assert (done.frames, done.scenes, done.lacking) == (11, 3, 1)
+    assert values(FramesOnDisk(tmp_path / "out"), 0, 4) == [100, 101, 103, 104]
 
 
 def test_forms_that_the_release_may_have(tmp_path: Path) -> None:
@@ -92,6 +100,18 @@ def _changed(number: int, **changes: Any) -> list[dict[str, Any]]:
     changed = entries()
     changed[number] = {name: value for name, value in (changed[number] | changes).items() if value is not None}
     return changed
+
+
+def _folded() -> Any:
+    """A list that would be shown with 2^40 brackets."""
+    value: Any = []
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+def _token(number: int) -> str:
+    return str(entries()[number]["gt_path"][0][0].split("/")[4])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +135,11 @@ def _changed(number: int, **changes: Any) -> list[dict[str, Any]]:
         (_changed(3, gt_trajs=np.zeros((1, 3))), r"entry 3: gt_trajs must have shape \[1, 2\], got \[1, 3\]"),
         (_changed(3, gt_path=None), "entry 3: lacks gt_path; it has x_sampled, gt_trajs"),
         (_changed(3, gt_path=["a/b/labels.npz", "a/c/labels.npz"]), "entry 3: gt_path must be one path that ends in"),
+        (_changed(3, gt_path=_folded()), "entry 3: gt_path must be one path that ends in .*, got a list"),
+        (
+            _changed(3, gt_path=[f"data/nuscenes/gts/scene-a/{_token(3)}/labels.npz"]),
+            r"latents\.pkl, entry 3: its gt_path says scene 'scene-a', .*infos\.pkl lists 'scene-[bc]-\d' in 'scene-[bc]'",
+        ),
         (_changed(3, gt_path=["labels.npz"]), "entry 3: gt_path must be one path that ends in SCENE/TOKEN/labels.npz"),
         ([1, 2], "entry 0: expected a dictionary, got int"),
         ([], "no cache of latents: expected a list with one entry for each frame, got an empty list"),
@@ -124,6 +149,7 @@ def _changed(number: int, **changes: Any) -> list[dict[str, Any]]:
     ],
     ids=[
         *("other-size", "two-rows", "dimensions", "whole-numbers", "list", "nan", "pose", "no-path", "two-paths"),
+        *("folded-path", "other-scene"),
         *("short-path", "numbers", "empty", "infos-as-latents", "cut", "text"),
     ],
 )
@@ -136,12 +162,22 @@ def test_wrong_latents_name_file_and_entry(latents: Any, message: str, tmp_path:
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        (entries(), r"infos\.pkl is no infos file: expected a dictionary with 'infos', .* got a list"),
+        (entries(), r"infos\.pkl is no infos file of OccFM: expected a dictionary with 'infos', .* got a list"),
+        (
+            {"metainfo": {}, "data_list": []},
+            r"scene by scene, got a dictionary with metainfo \(a dict\), data_list \(a list\)",
+        ),
+        ({"infos": [{"token": "a"}]}, r"scene by scene, got a dictionary with infos \(a list\)"),
+        ({"infos": {"s": [{"token": "a"}, {"token": "a"}]}}, r"scene 's' lists 'a', which scene 's' has listed before"),
+        (
+            {"infos": {"s": [{"token": "a"}], "u": [{"token": "a"}]}},
+            r"scene 'u' lists 'a', which scene 's' has listed before",
+        ),
         ({"infos": {"s": [{"token": "a"}, {"name": "b"}]}}, r"infos\.pkl: scene 's', frame 1: expected .* 'token'"),
         ({"infos": {"s": 3}}, r"infos\.pkl: scene 's': expected a list of frames, got int"),
         ({"infos": {"s": [{"token": "x"}]}}, "lists none of the 12 frames of .*: are they of the same split"),
     ],
-    ids=["latents-as-infos", "no-token", "no-frames", "other-split"],
+    ids=["latents-as-infos", "data-list", "flat-list", "twice", "in-two-scenes", "no-token", "no-frames", "other-split"],
 )
 def test_wrong_infos_name_the_file(order: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
