@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from mfd_fast import __version__
 from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, reproduce, runs, verify
-from mfd_fast.training.distributed import leave_world
+from mfd_fast.training.distributed import is_first_process, leave_world
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
 EXIT_WRONG_INPUT = 2
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = options.run_command(options)
     except Interrupted as stop:
         again = "with --resume auto in place of --fresh" if getattr(options, "fresh", False) else "with --resume auto"
-        print(f"\n{stop}\nThe same command {again} goes on from there.", file=sys.stderr)
+        if is_first_process():
+            print(f"\n{stop}\nThe same command {again} goes on from there.", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\nmfd-fast: stopped", file=sys.stderr)

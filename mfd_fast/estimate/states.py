@@ -50,15 +50,16 @@ def role_states(plan: Plan, network: Network, kind: str, *, average: bool) -> St
         )
     count, size, share = network.parameters, plan.compute_bytes, 1 / plan.gpus
     kept = 0.0 if plan.offload else count * share
+    averages = MASTER_BYTES * average
     return States(
         weights=count * size * (share if plan.zero == 3 else 1),
         gradients=count * size * (share if plan.zero >= 2 else 1),
         master=kept * MASTER_BYTES,
         moments=kept * moments,
-        average=count * MASTER_BYTES * average,
+        average=kept * averages,
         replica=count * size * (plan.zero == 3),
         copies=0.0,
-        host=count * share * (MASTER_BYTES + moments + size) * plan.offload,
+        host=count * share * (MASTER_BYTES + moments + size + averages) * plan.offload,
     )
 
 

@@ -320,7 +320,9 @@ class DistillTraining:
         """What must stay equal for a resume to give the same bits, apart from the context."""
         runner = "compiled" if self.compiled else self._settings.rollout.runner
         choices = measured_choices(runner, self._context.device)
-        stage = {name: getattr(self._settings, name) for name in ("zero_stage", "zero_offload")} if self._sharded else {}
+        stage: dict[str, object] = {"zero_stage": self._settings.zero_stage} if self._sharded else {}
+        if self._settings.zero_offload:
+            stage["zero_offload"] = True
         low = {} if self._low is None else {"teacher_weights": self._low.kind}
         return {"compiled updates": self.compiled, "sample_rows": self._settings.sample_rows} | choices | stage | low
 

@@ -72,6 +72,10 @@ class World:
             dist.all_reduce(values, op=dist.ReduceOp.MIN)
         return float(values.item())
 
+    def same(self, value: float) -> bool:
+        """Whether ``value`` is the same in all processes."""
+        return self.smallest(value) == -self.smallest(-value)
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give all processes the main process's values."""
         if self.size > 1:
@@ -99,7 +103,7 @@ def everybody_there() -> Iterator[None]:
     except RuntimeError as error:
         raise RuntimeError(
             f"another process of this run is gone, or did not answer within run.patience_seconds; what was saved "
-            f"stands, start all of them again with --resume auto ({error})"
+            f"stands, start all of them again, a training with --resume auto ({error})"
         ) from error
 
 
@@ -123,6 +127,11 @@ def join_world(device: str, patience_seconds: float = 600.0) -> World:
         patience = timedelta(seconds=patience_seconds)
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=patience)
     return world
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, also before it has joined the others and after it has left them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def leave_world() -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mfd_fast.run_folder import versions
-from mfd_fast.storage import only_writer
+from mfd_fast.storage import only_writer, sha256
 from mfd_fast.streams import derive_seed
-from mfd_fast.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from mfd_fast.training.checkpoint import MANIFEST, Checkpoint, latest_checkpoint, save_checkpoint
 from mfd_fast.training.culprit import Culprit
 from mfd_fast.training.distributed import World
 from mfd_fast.training.interrupts import Interrupted, StopRequest, stop_on_signals
@@ -102,14 +102,14 @@ def run_training(training: Training, options: LoopOptions, world: World) -> list
         FloatingPointError: too many non-finite updates in a row; the last checkpoint before them stands.
         OSError: a checkpoint could not be written; the ones before it stand.
         RuntimeError: another run is at work in this folder, or a process of this one is gone.
-        ValueError: the checkpoint to resume belongs to other settings, or there is none.
+        ValueError: the checkpoint to resume belongs to other settings, or there is none, or the processes see others.
     """
     with only_writer(options.log.parent, enabled=world.is_main):
         return _run_alone(training, options, world)
 
 
 def _run_alone(training: Training, options: LoopOptions, world: World) -> list[str]:
-    done, seconds, skipped, messages = _resume(training, options) if options.resume else (0, 0.0, 0, [])
+    done, seconds, skipped, messages = _resume(training, options, world) if options.resume else (0, 0.0, 0, [])
     if world.is_main:
         for message in messages:
             print(message, flush=True)
@@ -223,8 +223,14 @@ def _not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> frozenset[str]:
     )
 
 
-def _resume(training: Training, options: LoopOptions) -> tuple[int, float, int, list[str]]:
+def _resume(training: Training, options: LoopOptions, world: World) -> tuple[int, float, int, list[str]]:
     checkpoint, messages = latest_checkpoint(options.checkpoints)
+    if not world.same(_number_of(checkpoint)):
+        found = "none" if checkpoint is None else checkpoint.path.name
+        raise ValueError(
+            f"{training.title}: processes found different checkpoints in {options.checkpoints} (process {world.rank}: "
+            f"{found}): all must see the same run folder, on a file system that their machines share"
+        )
     if checkpoint is None:
         nothing = f"{training.title}: nothing to resume in {options.checkpoints}"
         if options.resume != "auto":
@@ -247,6 +253,11 @@ def _resume(training: Training, options: LoopOptions) -> tuple[int, float, int, 
         raise ValueError(f"{checkpoint.path} does not fit this training: {error!r}") from error
     messages.append(f"{training.title}: resumed after {done} updates from {checkpoint.path}")
     return done, seconds, skipped, messages
+
+
+def _number_of(checkpoint: Checkpoint | None) -> float:
+    """A number that tells a checkpoint from others by what it holds; 0 for none."""
+    return 0.0 if checkpoint is None else float(1 + int(sha256(checkpoint.path / MANIFEST)[:12], 16))
 
 
 def _differences(saved: Mapping[str, Any], present: Mapping[str, Any], prefix: str = "") -> list[str]:

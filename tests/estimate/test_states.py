@@ -66,6 +66,26 @@ def test_offload_moves_to_the_host_what_it_takes_from_the_gpu() -> None:
     assert there.master == there.moments == here.host == 0
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_average_of_a_shared_out_role_is_shared_out_too(stage: int) -> None:
+    """Where the float32 weights are, there is their average (`mfd_fast.training.zero_roles.ZeroAverage`)."""
+    here = role_states(plan(zero=stage, gpus=4), SANA, "full", average=True)
+    assert here.average == here.master == 4 * SANA_PARAMETERS / 4
+    there = role_states(plan(zero=stage, gpus=4, offload=True), SANA, "full", average=True)
+    without = role_states(plan(zero=stage, gpus=4, offload=True), SANA, "full", average=False)
+    assert there.average == 0
+    assert there.host - without.host == here.average
+    assert role_states(plan(gpus=4), SANA, "full", average=True).average == 4 * SANA_PARAMETERS
+
+
+def test_in_float32_the_numbers_of_zero_are_those_of_the_page() -> None:
+    """docs/zero.md: 8 + 12/N, 4 + 16/N and 20/N bytes, the last beside a replica of 4."""
+    found = [role_states(plan(zero=stage, gpus=4, precision="float32"), SANA, "full", average=False) for stage in (1, 2, 3)]
+    each = [(s.weights + s.gradients + s.master + s.moments) / SANA_PARAMETERS for s in found]
+    assert each == pytest.approx([8 + 12 / 4, 4 + 16 / 4, 20 / 4])
+    assert found[2].replica == 4 * SANA_PARAMETERS
+
+
 def test_stage_three_keeps_a_whole_replica_for_rollouts() -> None:
     assert role_states(plan(zero=3, gpus=8), SANA, "full", average=False).replica == 2 * SANA_PARAMETERS
     assert role_states(plan(zero=2, gpus=8), SANA, "full", average=False).replica == 0

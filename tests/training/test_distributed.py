@@ -181,6 +181,21 @@ def fake_messages(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return other
 
 
+@pytest.mark.parametrize(("own", "others", "same"), [(3.0, 3.0, True), (3.0, 4.0, False), (4.0, 3.0, False)])
+def test_whether_a_number_is_the_same_everywhere(
+    own: float, others: float, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = iter([others, -others])
+
+    def all_reduce(values: Tensor, op: Any) -> None:
+        values.clamp_(max=next(peer))
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: "gloo")
+    assert World(0, 2).same(own) is same
+    assert World().same(own)
+
+
 def test_gradients_are_averaged_in_one_message(fake_messages: list[Tensor]) -> None:
     first, without, second = (torch.nn.Parameter(torch.zeros(n)) for n in (2, 1, 3))
     first.grad, second.grad = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])

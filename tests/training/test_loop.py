@@ -17,6 +17,8 @@ from mfd_fast.training.interrupts import Interrupted
 from mfd_fast.training.loop import LoopOptions, Update, run_training
 from mfd_fast.training.optimizing import UpdateReport
 
+ALONE = World()
+
 
 class Scripted:
     """Notes what it is asked for; updates in ``bad`` report a gradient that is not finite."""
@@ -63,7 +65,7 @@ class Scripted:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., list[str]]:
-    def start(training: Scripted, **changes: Any) -> list[str]:
+    def start(training: Scripted, world: World = ALONE, **changes: Any) -> list[str]:
         options = LoopOptions(
             log=tmp_path / "log.jsonl",
             checkpoints=tmp_path / "checkpoints",
@@ -75,7 +77,7 @@ def run(tmp_path: Path) -> Callable[..., list[str]]:
             fingerprint={"seed": 0, "deep": {"rate": 0.1, "names": ["a"]}},
             resume=False,
         )
-        return run_training(training, options._replace(**changes), World())
+        return run_training(training, options._replace(**changes), world)
 
     return start
 
@@ -118,6 +120,31 @@ def test_resume_without_a_checkpoint_starts_anew(run: Any, capsys: pytest.Captur
     assert "nothing to resume in" in message
     assert message in capsys.readouterr().out
     assert training.after == [0, 1, 2]
+
+
+class Beside(World):
+    """A process whose peer found the checkpoint that ``other`` stands for."""
+
+    other = 0.0
+
+    def same(self, value: float) -> bool:
+        return value == self.other
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_processes_that_see_other_checkpoints_do_not_train_together(
+    tmp_path: Path, run: Any, resume: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On machines that do not share the run folder one would begin and the other go on, in each other's messages."""
+    wanted = r"processes found different checkpoints in .* \(process 1: {}\): all must see the same run folder"
+    run(Scripted(2))
+    training, peer = Scripted(4), Beside(1, 2)
+    with pytest.raises(ValueError, match=wanted.format("update-000002")):
+        run(training, resume=resume, world=peer)
+    assert training.ran == []
+    monkeypatch.setattr(Beside, "other", 5.0)
+    with pytest.raises(ValueError, match=wanted.format("none")):
+        run(training, resume=resume, world=peer, checkpoints=tmp_path / "elsewhere")
 
 
 def test_a_signal_in_the_last_update_changes_nothing(run: Any) -> None:
