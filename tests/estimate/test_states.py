@@ -80,7 +80,8 @@ def test_the_average_of_a_shared_out_role_is_shared_out_too(stage: int) -> None:
 
 def test_in_float32_the_numbers_of_zero_are_those_of_the_page() -> None:
     """docs/zero.md: 8 + 12/N, 4 + 16/N and 20/N bytes, the last beside a replica of 4."""
-    found = [role_states(plan(zero=stage, gpus=4, precision="float32"), SANA, "full", average=False) for stage in (1, 2, 3)]
+    plans = [plan(zero=stage, gpus=4, precision="float32") for stage in (1, 2, 3)]
+    found = [role_states(each, SANA, "full", average=False) for each in plans]
     each = [(s.weights + s.gradients + s.master + s.moments) / SANA_PARAMETERS for s in found]
     assert each == pytest.approx([8 + 12 / 4, 4 + 16 / 4, 20 / 4])
     assert found[2].replica == 4 * SANA_PARAMETERS

@@ -72,15 +72,30 @@ def _misshapen(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | {"traj_encoder.0.weight": torch.zeros(16, 3)}
 
 
+def _not_finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights | {"init_conv.bias": torch.full((8,), torch.nan)}
+
+
+def _whole_numbers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights | {"init_conv.bias": torch.ones(8, dtype=torch.int64)}
+
+
+def _twice(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights | {"module.transition_model.init_conv.bias": torch.ones(8)}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (_without, "does not fit the model: missing init_conv.bias"),
         (_with_more, "unexpected extra"),
         (_misshapen, r"traj_encoder\.0\.weight has shape \[16, 3\], expected \[16, 192\]"),
-        (lambda _: {"x": torch.zeros(1)}, "holds no transition model"),
+        (_not_finite, "does not fit the model: init_conv.bias holds numbers that are not finite"),
+        (_whole_numbers, r"does not fit the model: init_conv.bias is of type torch\.int64"),
+        (_twice, "transition_model.init_conv.bias twice, also as module.transition_model.init_conv.bias: which one"),
+        (lambda _: {"x": torch.zeros(1)}, r"holds no transition model: no name in it .* \(names: x\)"),
     ],
-    ids=["missing", "unexpected", "shape", "none"],
+    ids=["missing", "unexpected", "shape", "not-finite", "whole-numbers", "twice", "none"],
 )
 def test_weights_that_do_not_fit_change_nothing(
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str, tmp_path: Path
@@ -89,8 +104,9 @@ def test_weights_that_do_not_fit_change_nothing(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     wrong = change(dict(model.state_dict()))
     prefix = "" if "x" in wrong else "transition_model."
+    named = {name if name.startswith("module.") else f"{prefix}{name}": value for name, value in wrong.items()}
     with pytest.raises(ValueError, match=message):
-        load_transition_weights(model, checkpoint(tmp_path, under(prefix, wrong)))
+        load_transition_weights(model, checkpoint(tmp_path, named))
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 

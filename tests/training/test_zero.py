@@ -190,13 +190,16 @@ class TestTwoProcesses:
         """Float16 gradients overflow at the scale of 2^16 that it begins with; a resumed run has the same bits."""
         assert runs.told["two-2-fp16"]["codes"] == runs.told["the same"]["codes"] == [0, 0]
         (event,) = [line for line in runs.log("two-2-fp16") if "event" in line]
-        assert (event["update"], event["skipped_role"]) == (1, "auxiliary")
+        assert event["skipped_role"] == "auxiliary"
+        lines = runs.updates("two-2-fp16")
+        good = sum(line["role"] == "auxiliary" and line["update"] > event["update"] for line in lines)
+        assert good > 5
         straight, again = (
             load_checkpoint(list_checkpoints(runs.folder / name / "checkpoints" / "distill")[-1])
             for name in ("two-2-fp16", "the same")
         )
         scale = straight.state["training"]["auxiliary"]["loss_scale"]
-        assert (scale["scale"], scale["_growth_tracker"]) == (2.0**15, 13)
+        assert (scale["scale"], scale["_growth_tracker"]) == (2.0**15, good)
         assert straight.state["training"]["student"]["loss_scale"]["scale"] == 2.0**16
         assert again.state["training"] == straight.state["training"]
         for group, tensors in straight.tensors.items():

@@ -125,7 +125,8 @@ def read_order(path: Path) -> dict[str, list[str]]:
             check_name(part, f"{path}: a {what}")
         for token in tokens:
             if token in seen:
-                raise ValueError(f"{path}: scene {name!r} lists {token!r}, which scene {seen[token]!r} has listed before")
+                before = seen[token]
+                raise ValueError(f"{path}: scene {name!r} lists {token!r}, which scene {before!r} has listed before")
             seen[token] = name
         order[name] = tokens
     return order

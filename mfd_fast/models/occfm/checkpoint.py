@@ -43,7 +43,8 @@ def load_transition_weights(network: nn.Module, path: Path | str, section: str |
     weights, chosen = _section(_read(path), section, path)
     mine, left_over = _split(weights)
     if not mine:
-        raise ValueError(f"{path} holds no transition model: no name in it begins with {PART!r}")
+        names = ", ".join(list(weights)[:3]) or "none"
+        raise ValueError(f"{path} holds no transition model: no name in it begins with {PART!r} (names: {names})")
     own = network.state_dict()
     problems = [f"missing {name}" for name in own if name not in mine]
     problems += [f"unexpected {name}" for name in mine if name not in own]
@@ -52,6 +53,8 @@ def load_transition_weights(network: nn.Module, path: Path | str, section: str |
         for name in own
         if name in mine and mine[name].shape != own[name].shape
     ]
+    problems += [f"{name} is of type {value.dtype}" for name, value in mine.items() if not value.is_floating_point()]
+    problems += [f"{name} holds numbers that are not finite" for name, value in mine.items() if not _finite(value)]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ValueError(f"{path} does not fit the model: {shown}")
@@ -63,7 +66,7 @@ def read_weights(path: Path, section: str | None = None) -> dict[str, Tensor]:
     """All weights of an OccFM ``.ckpt`` by their names without framework prefixes; errors as above."""
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: there is no file {path}")
-    return {_bare(name): value for name, value in _section(_read(path), section, path)[0].items()}
+    return _section(_read(path), section, path)[0]
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -74,23 +77,32 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _section(content: Mapping[str, Any], section: str | None, path: Path) -> tuple[dict[str, Tensor], str]:
+    """Weights by their names without what frameworks put before them, and the section they are from."""
     present = [name for name in SECTIONS if isinstance(content.get(name), Mapping)]
     if section is not None and section not in present:
         raise ValueError(f"{path} has no section {section!r} with weights; it has {', '.join(present) or 'none'}")
     chosen = section or (present[0] if present else "")
     weights = content[chosen] if chosen else content
-    named = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
-    return named, chosen
+    tensors = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+    bare: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if _bare(name) in bare:
+            raise ValueError(f"{path} holds {_bare(name)} twice, also as {name}: which one to take is not said")
+        bare[_bare(name)] = value
+    return bare, chosen
 
 
 def _split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The transition model's weights by their own names, and the names of everything else."""
-    bare = {_bare(name): value for name, value in weights.items()}
-    if not any(name.startswith(PART) for name in bare):
-        whole = "init_conv.weight" in bare
-        return (bare, []) if whole else ({}, list(bare))
-    mine = {name.removeprefix(PART): value for name, value in bare.items() if name.startswith(PART)}
-    return mine, [name for name in bare if not name.startswith(PART)]
+    if not any(name.startswith(PART) for name in weights):
+        whole = "init_conv.weight" in weights
+        return (dict(weights), []) if whole else ({}, list(weights))
+    mine = {name.removeprefix(PART): value for name, value in weights.items() if name.startswith(PART)}
+    return mine, [name for name in weights if not name.startswith(PART)]
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
 
 
 def _bare(name: str) -> str:
