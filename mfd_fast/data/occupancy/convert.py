@@ -38,9 +38,9 @@ class Conversion(NamedTuple):
 class _Entry(NamedTuple):
     number: int
     scene: str
-    latent: NDArray[Any]
+    latent: NDArray[np.float32]
     """``[C, H, W]``."""
-    pose: NDArray[Any]
+    pose: NDArray[np.float32]
     """``[2]``."""
 
 
@@ -93,8 +93,8 @@ def _write_files(
     with tqdm(total=sum(map(len, groups)), desc="converting", unit="frame", dynamic_ncols=True, disable=None) as bar:
         for number, tokens in enumerate(groups):
             path = folder / f"frames-{number:04d}.safetensors"
-            latents = np.stack([entries[token].latent.astype(np.float32) for token in tokens])
-            poses = np.stack([entries[token].pose.astype(np.float32) for token in tokens])
+            latents = np.stack([entries[token].latent for token in tokens])
+            poses = np.stack([entries[token].pose for token in tokens])
             write_tensors(path, {"latents": torch.from_numpy(latents), "trajectory": torch.from_numpy(poses)})
             described.append(
                 {"file": path.name, "frames": len(tokens), "bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -186,15 +186,17 @@ def _entry(number: int, entry: Any) -> tuple[str, _Entry]:
     return parts[-2], _Entry(number, parts[-3], latent[0], pose[0])
 
 
-def _numbers(name: str, value: Any, dimensions: int, shape: str) -> NDArray[Any]:
+def _numbers(name: str, value: Any, dimensions: int, shape: str) -> NDArray[np.float32]:
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
         kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise ValueError(f"{name} must be an array of floats of shape {shape}, got {kind}")
     if value.ndim != dimensions:
         raise ValueError(f"{name} must have shape {shape}, got {list(value.shape)}")
-    if not np.isfinite(value).all():
-        raise ValueError(f"{name} holds numbers that are not finite")
-    return value
+    with np.errstate(over="ignore"):
+        single = value.astype(np.float32, copy=False)
+    if not np.isfinite(single).all():
+        raise ValueError(f"{name} holds numbers that are not finite in float32")
+    return single
 
 
 def _read(path: Path) -> Any:
