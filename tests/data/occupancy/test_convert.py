@@ -132,7 +132,7 @@ def _token(number: int) -> str:
         (_changed(3, x_sampled=np.zeros((1, 4, 2, 2), int)), "entry 3: x_sampled must be an array of floats .* int64"),
         (_changed(3, x_sampled=[1.0]), "entry 3: x_sampled must be an array of floats .* got a list"),
         (_changed(3, x_sampled=np.full((1, 4, 2, 2), np.nan)), "entry 3: x_sampled holds numbers that are not finite"),
-        (_changed(3, gt_trajs=np.full((1, 2), 1e300)), "entry 3: gt_trajs holds numbers that are not finite in float32"),
+        (_changed(3, gt_trajs=np.full((1, 2), 1e300)), "entry 3: gt_trajs holds numbers .* not finite in float32"),
         (_changed(3, gt_trajs=np.zeros((1, 3))), r"entry 3: gt_trajs must have shape \[1, 2\], got \[1, 3\]"),
         (_changed(3, gt_path=None), "entry 3: lacks gt_path; it has x_sampled, gt_trajs"),
         (_changed(3, gt_path=["a/b/labels.npz", "a/c/labels.npz"]), "entry 3: gt_path must be one path that ends in"),
