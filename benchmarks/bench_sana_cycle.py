@@ -20,9 +20,10 @@ from peft import LoraConfig
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from mfd_fast.distillation import Task, make_student
+from mfd_fast.distillation import make_student
 from mfd_fast.models.sana import SanaNetwork
 from mfd_fast.settings_io import load_settings
+from mfd_fast.task import Task
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining

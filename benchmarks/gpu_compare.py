@@ -23,10 +23,11 @@ import mfd_fast
 from clock import conditions
 from gpu_networks import Case, occupancy_case, sana_case
 from gpu_released import ReleasedLoop
-from mfd_fast.distillation import Task, make_student
+from mfd_fast.distillation import make_student
 from mfd_fast.intervals import Uniform, sample_pairs
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.storage import write_json
+from mfd_fast.task import Task
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import make_context
 from mfd_fast.training.distill import DistillTraining

@@ -1,80 +1,38 @@
-"""From a teacher to a student: `distill` runs the method into a run folder, `load_student` uses what it left there."""
+"""From a teacher to a student: `distill` runs the method into a run folder."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mfd_fast.config import DistillSettings, Settings
-from mfd_fast.data.dataset import Dataset, NoSamples
+from mfd_fast.data.dataset import Dataset
 from mfd_fast.estimate.out_of_memory import named_knobs
 from mfd_fast.fields import autocast
+from mfd_fast.finished import student_description
 from mfd_fast.methods.base import Needs
-from mfd_fast.models import MODELS, describe_model, null_condition
+from mfd_fast.models import MODELS, describe_model
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.sana import SanaNetwork
-from mfd_fast.pipelines import TEACHER_PARTS, find_pipeline, load_network, weights_digest
-from mfd_fast.previews import Preview, preview_hook
-from mfd_fast.run_folder import RunFolder, build_from_description, with_weights
+from mfd_fast.pipelines import weights_digest
+from mfd_fast.previews import sample_hook
+from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import lasting_settings
 from mfd_fast.sharing import shared_copy
 from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context, make_context
-from mfd_fast.training.distill import DistillTraining, SampleHook, method_from
+from mfd_fast.training.distill import DistillTraining, method_from
 from mfd_fast.training.loop import LoopOptions, Resume, run_training
-from mfd_fast.training.making_roles import DEFAULT_NEEDS, low_rank_roles, make_roles
+from mfd_fast.training.making_roles import DEFAULT_NEEDS, make_roles
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_runner, check_settings, check_task
 from mfd_fast.training.roles import Roles
 from mfd_fast.training.starts import begin_from_adapters, note_start
 from mfd_fast.training.teacher_weights import low_precision_teacher
-from mfd_fast.types import Rows
-
-NEEDED_OF_STUDENT = (
-    *("network", "roles", "lora", "steps", "shift", "precision", "sample_shape", "label_counts", "value_range"),
-)
-GRID_SIDE = 10
-"""Rows and columns of the sample grids."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the student learns to generate, apart from the teacher itself."""
-
-    sample_shape: tuple[int, ...]
-    """Shape of one sample."""
-    conditions: Mapping[str, Rows]
-    """Condition rows to draw from, leading dimension N, on the CPU; empty for an unconditional teacher."""
-    negative_condition: Mapping[str, Tensor] | None = None
-    """What guidance pushes away from, leading dimension 1."""
-    label_counts: tuple[int, ...] | None = None
-    """How often each label occurs, for class-conditional teachers."""
-    value_range: tuple[float, float] | None = None
-    """Smallest and largest value of a picture; None for other data."""
-    samples: Rows | None = None
-    """Real samples ``[N, *sample_shape]`` beside the condition rows, for methods that need data."""
-    preview: Preview | None = None
-    """What is looked at, where samples are no pictures."""
-
-    @classmethod
-    def from_dataset(cls, dataset: Dataset, teacher: nn.Module) -> "Task":
-        """The task of a data set; its conditions are all used, its labels if the teacher has classes."""
-        negative = dataset.negative_condition or null_condition(teacher)
-        label = dataset.label if negative is not None and "label" in negative else None
-        counts = None if label is None else tuple(torch.bincount(label, minlength=dataset.num_classes or 0).tolist())
-        return cls(
-            dataset.sample_shape,
-            dict(dataset.conditions) if label is None else {**dataset.conditions, "label": label},
-            None if negative is None else {name: value.cpu() for name, value in negative.items()},
-            counts,
-            dataset.value_range,
-            None if isinstance(dataset.x, NoSamples) else dataset.x,
-        )
 
 
 def distill(
@@ -131,7 +89,7 @@ def distill(
     conditions = ConditionTable(task.conditions, task.negative_condition, seed, samples)
     if needs.derivative:
         check_derivative(student, conditions, exact=settings.distill.precision == "float32")
-    hook = grid_hook(folder, task, seed) if context.world.is_main and settings.distill.sample_every else None
+    hook = sample_hook(folder, task, seed) if context.world.is_main and settings.distill.sample_every else None
     low = low_precision_teacher(frozen, settings.distill, folder.path)
     with named_knobs(settings.distill, context.world.size):  # compiling is the first forward and backward pass
         training = DistillTraining(roles, student, conditions, settings.distill, seed, context, hook, low)
@@ -162,124 +120,6 @@ def distill(
         folder.write_network("student", state, student_description(network, task, settings.distill, needs))
     context.world.barrier()
     return student
-
-
-def load_student(
-    run: Path | str,
-    network: nn.Module | None = None,
-    device: str = "cpu",
-    *,
-    pipeline: Path | str | None = None,
-    trust_code: bool = False,
-) -> Student:
-    """The finished student of a run; ``load_student(run).sample(16)`` makes samples.
-
-    Args:
-        run: the run folder.
-        network: a module built as the teacher was, for runs whose teacher only its Python code can build; it gets the
-            weights.
-        device: where to put it.
-        pipeline: folder or hub id of the pipeline, for runs whose teacher came from one (default: the run's own).
-        trust_code: import and call the factory that the run names, for runs whose teacher came from one. It runs what
-            the folder asks for: only for runs of your own, or of people you trust.
-
-    Raises:
-        FileNotFoundError: the run has no student yet, or its pipeline is no longer there.
-        ValueError: the files do not fit each other or are damaged, or the run needs ``network`` or ``trust_code``.
-    """
-    folder = RunFolder(Path(run))
-    description = read_student_description(folder)
-    state = folder.read_tensors("student")
-    if description["roles"] == "lora":
-        base = backbone(folder, description, network, pipeline, trust_code=trust_code).to(device)
-        lora = description["lora"]
-        roles = low_rank_roles(base, lora["rank"], lora["alpha"], lora["targets"])
-        roles.load_state_dict("student", state)
-        field: Any = roles.student
-    else:
-        # Students of versions before 0.2 have neither a second time nor a gamma.
-        second_time = bool(description.get("second_time", False))
-        if "pipeline" in description["network"] and network is None:
-            network = pipeline_network(folder, description, pipeline)
-        built: Any = network
-        if built is None:
-            built = build_from_description(description["network"], state, trust_code=trust_code)
-        field = with_weights(built.with_second_time() if second_time else built, state).to(device)
-    counts, value_range = description["label_counts"], description["value_range"]
-    return Student(
-        autocast(field, PRECISIONS[description["precision"]]),
-        tuple(description["sample_shape"]),
-        description["steps"],
-        description["shift"],
-        label_counts=None if counts is None else tuple(counts),
-        device=torch.device(device),
-        value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
-        condition_names=tuple(description.get("condition_names", ())),
-        gamma=description.get("gamma", 0.0),
-        second_time=description.get("second_time", False),
-        sampler=description.get("sampler", "euler"),
-    )
-
-
-def read_student_description(folder: RunFolder) -> dict[str, Any]:
-    """What `student_description` wrote; ValueError if it is not all there."""
-    description = folder.read_description("student")
-    path = folder.path / "student.json"
-    lacking = [name for name in NEEDED_OF_STUDENT if name not in description]
-    if lacking:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(lacking)}")
-    lora, counts, value_range = (description[name] for name in ("lora", "label_counts", "value_range"))
-    low_rank = isinstance(lora, dict) and {"rank", "alpha", "targets"} <= lora.keys()
-    for name, right in (
-        ("network", isinstance(description["network"], dict)),
-        ("precision", description["precision"] in list(PRECISIONS)),
-        ("lora", low_rank or description["roles"] != "lora"),
-        ("steps", type(description["steps"]) is int),
-        ("sample_shape", _numbers(description["sample_shape"], int)),
-        ("label_counts", counts is None or _numbers(counts, int)),
-        ("value_range", value_range is None or (_numbers(value_range, int, float) and len(value_range) == 2)),
-    ):
-        if not right:
-            raise ValueError(f"{path} is damaged: {name} is {description[name]!r:.80}")
-    return description
-
-
-def _numbers(value: Any, *kinds: type) -> bool:
-    return isinstance(value, list) and all(type(item) in kinds for item in value)
-
-
-def backbone(
-    folder: RunFolder,
-    description: Mapping[str, Any],
-    network: nn.Module | None,
-    pipeline: Path | str | None,
-    *,
-    trust_code: bool = False,
-) -> nn.Module:
-    """The frozen network below a low-rank student."""
-    if "pipeline" in description["network"]:
-        return network or pipeline_network(folder, description, pipeline)
-    if network is None:
-        return folder.read_teacher(trust_code=trust_code)
-    return with_weights(network, folder.read_tensors("teacher"))
-
-
-def pipeline_network(folder: RunFolder, description: Mapping[str, Any], pipeline: Path | str | None) -> nn.Module:
-    """The network of the pipeline that a run's teacher came from.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: its weights are others.
-    """
-    made_from = description["network"]
-    path = pipeline or folder.read_settings().model.pipeline
-    if path is None:
-        raise ValueError(f"{folder.path}: its teacher came from a pipeline; pass pipeline=PATH (--pipeline PATH)")
-    found = find_pipeline(path, TEACHER_PARTS)
-    network = load_network(made_from["pipeline"], found, PRECISIONS[description["precision"]])
-    if weights_digest(network) != made_from["weights"]:
-        raise ValueError(f"{path} has other weights than the pipeline that {folder.path} was made with")
-    return network
 
 
 def check_fit(settings: DistillSettings, task: Task, teacher: nn.Module) -> None:
@@ -325,17 +165,12 @@ def make_student(
         task.label_counts,
         device,
         task.value_range,
-        needed_conditions(task),
+        task.needed_conditions,
         settings.student_gamma,
         needs.second_time,
         settings.student_sampler,
         settings.recompute_steps,
     )
-
-
-def needed_conditions(task: Task) -> tuple[str, ...]:
-    """Names of the conditions that a student of this task cannot draw for itself, as it draws labels."""
-    return tuple(name for name in task.conditions if name != "label" or task.label_counts is None)
 
 
 def network_description(module: nn.Module, factory: str | None) -> dict[str, Any]:
@@ -348,48 +183,3 @@ def network_description(module: nn.Module, factory: str | None) -> dict[str, Any
     if isinstance(module, VelocityNetwork) and path in MODELS.values():
         return describe_model(module)
     return {"class": path}
-
-
-def student_description(
-    network: dict[str, Any], task: Task, settings: DistillSettings, needs: Needs = DEFAULT_NEEDS
-) -> dict[str, Any]:
-    """What `load_student` needs to know, as JSON."""
-    lora = {"rank": settings.lora_rank, "alpha": settings.lora_alpha, "targets": settings.lora_targets or None}
-    return {
-        "network": network,
-        "roles": "full" if settings.roles == "full" else "lora",
-        "lora": None if settings.roles == "full" else lora,
-        "steps": settings.student_steps,
-        "shift": settings.student_shift,
-        "sampler": settings.student_sampler,
-        "gamma": settings.student_gamma,
-        "second_time": needs.second_time,
-        "precision": settings.precision,
-        "sample_shape": list(task.sample_shape),
-        "label_counts": None if task.label_counts is None else list(task.label_counts),
-        "value_range": None if task.value_range is None else list(task.value_range),
-        "condition_names": list(needed_conditions(task)),
-    }
-
-
-def grid_hook(folder: RunFolder, task: Task, seed: int) -> SampleHook | None:
-    """Writes a grid of samples from fixed noise to ``samples/``; None for data that is no picture."""
-    if task.preview is not None:
-        return preview_hook(folder, task.preview, seed)
-    if task.value_range is None:
-        return None
-    value_range = task.value_range
-    index = torch.arange(GRID_SIDE**2)
-    if task.label_counts is not None:
-        condition = {"label": index % len(task.label_counts)}
-    else:
-        condition = {name: rows[index % len(rows)] for name, rows in task.conditions.items()}
-
-    def save(student_updates: int, student: Student) -> None:
-        from mfd_fast.report import save_image_grid
-
-        samples = student.sample(GRID_SIDE**2, condition, derive_seed(seed, "grid", 0))
-        name = f"update-{student_updates:06d}.png"
-        save_image_grid(folder.path / "samples" / name, samples, columns=GRID_SIDE, value_range=value_range)
-
-    return save

@@ -12,7 +12,7 @@ from torch import Tensor
 from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.data.occupancy import Decoder, OccupancyDataset
-from mfd_fast.distillation import Task, load_student
+from mfd_fast.finished import load_student
 from mfd_fast.guidance import FixedGuidance
 from mfd_fast.metrics.digits_features import DigitsClassifier
 from mfd_fast.metrics.evaluate import sample_report
@@ -22,6 +22,7 @@ from mfd_fast.rows import map_tensors
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import read_json, write_file, write_json
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 from mfd_fast.training.context import Context, choose_device
 from mfd_fast.training.distributed import World
 from mfd_fast.types import VelocityField

@@ -11,11 +11,13 @@ from torch import Tensor
 from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset, NoSamples
 from mfd_fast.data.occupancy import OccupancyDataset
-from mfd_fast.distillation import Task, make_student, student_description
+from mfd_fast.distillation import make_student
+from mfd_fast.finished import student_description
 from mfd_fast.metrics.digits_features import train_digits_classifier
 from mfd_fast.metrics.evaluate import sample_report
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 from mfd_fast.training.checkpoint import load_checkpoint
 from mfd_fast.training.context import choose_device
 from mfd_fast.training.distill import method_from

@@ -15,13 +15,14 @@ from mfd_fast import load_student
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
 from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.models import build_model
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
 from mfd_fast.storage import write_json
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.context import make_context
 from mfd_fast.training.teacher import train_teacher

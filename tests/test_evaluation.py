@@ -9,8 +9,9 @@ import torch
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import Task, distill, load_student
+from mfd_fast.distillation import distill
 from mfd_fast.evaluation import evaluate_run, summarise, write_samples
+from mfd_fast.finished import load_student
 from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.models import build_model, describe_model
 from mfd_fast.phases import Phases
@@ -18,6 +19,7 @@ from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
 from mfd_fast.storage import write_json
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 
 
 @pytest.fixture(scope="module")

@@ -116,11 +116,11 @@ def _print_run(run: RunFolder) -> None:
 def run_recommend(options: argparse.Namespace) -> int:
     """Try solvers on the run's teacher, with its guidance and its law of intervals."""
     from mfd_fast.data import load_dataset
-    from mfd_fast.distillation import Task
     from mfd_fast.intervals import sample_pairs
     from mfd_fast.path import interpolate
     from mfd_fast.recommend import option_texts, recommend
     from mfd_fast.streams import make_generator, standard_normal
+    from mfd_fast.task import Task
     from mfd_fast.training.teacher import law_from
 
     if options.rows < 1:

@@ -61,9 +61,8 @@ def pipeline_teacher(
         FileNotFoundError: the pipeline or its VAE is not there.
         ValueError: the prompts were encoded for another pipeline.
     """
-    from mfd_fast.distillation import Task
     from mfd_fast.models.sana_images import PART, decode_latents
-    from mfd_fast.previews import Preview
+    from mfd_fast.task import Preview, Task
     from mfd_fast.training.optimizing import PRECISIONS
 
     chosen, pictures = settings.distill, settings.distill.sample_every > 0
@@ -88,7 +87,7 @@ def pipeline_teacher(
 
 def run_sample_pipeline(options: argparse.Namespace) -> int:
     """Pictures of a student on a pipeline's transformer; text encoder, transformer and VAE are loaded in turn."""
-    from mfd_fast.distillation import load_student
+    from mfd_fast.finished import load_student
     from mfd_fast.models.sana_images import PART, decode_latents
     from mfd_fast.training.context import choose_device
 

@@ -211,8 +211,8 @@ def dry_run(options: argparse.Namespace) -> int:
 
 def run_sample(options: argparse.Namespace) -> int:
     """Samples of a finished student as npz, as a picture, or both."""
-    from mfd_fast.distillation import load_student
     from mfd_fast.evaluation import write_samples
+    from mfd_fast.finished import load_student
     from mfd_fast.training.context import choose_device
 
     if options.out is None and options.grid is None and options.images is None:

@@ -22,16 +22,18 @@ from torch import Tensor
 
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import all_rows
-from mfd_fast.distillation import Task, load_student, make_student
+from mfd_fast.distillation import make_student
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import distilled, points_settings, trained_teacher
+from mfd_fast.finished import load_student
 from mfd_fast.metrics.sliced_wasserstein import sliced_wasserstein
 from mfd_fast.path import interpolate
 from mfd_fast.phases import Phases
 from mfd_fast.report.theme import Theme, new_figure
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.streams import make_generator, standard_normal
+from mfd_fast.task import Task
 from mfd_fast.training.checkpoint import list_checkpoints, load_checkpoint
 from mfd_fast.training.making_roles import make_roles
 from mfd_fast.types import VelocityField

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset, all_rows
-from mfd_fast.distillation import load_student
 from mfd_fast.experiments.affine import thinned
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.experiments.distance import smoothed
 from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import distilled, points_settings, trained_teacher
+from mfd_fast.finished import load_student
 from mfd_fast.intervals import LogitNormal, sample_pairs
 from mfd_fast.mean_velocity import mean_velocity
 from mfd_fast.methods.mfd import flow_matching_loss, surrogate_loss

@@ -9,7 +9,8 @@ from torch import Tensor
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import distill, load_student
+from mfd_fast.distillation import distill
+from mfd_fast.finished import load_student
 from mfd_fast.intervals import LogitNormal, sample_pairs
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.path import interpolate

@@ -106,7 +106,7 @@ def run(settings: StepSizeSettings, cell: str, work: Work) -> Result:
 
 def quality(student_run: RunFolder, seed: int) -> Result:
     """The distance of a student's samples to the data, and what its training cost."""
-    from mfd_fast.distillation import load_student
+    from mfd_fast.finished import load_student
     from mfd_fast.report.record import read_run
 
     dataset = load_dataset("mixture-2d")

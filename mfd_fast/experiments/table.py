@@ -16,11 +16,12 @@ import torch
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import Task, distill, load_student
+from mfd_fast.distillation import distill
 from mfd_fast.experiments.base import Experiment, Result, Results, Work, spread_words
 from mfd_fast.experiments.cost import MIB, peak_bytes
 from mfd_fast.experiments.drawing import logarithmic
 from mfd_fast.experiments.points import trained_teacher
+from mfd_fast.finished import load_student
 from mfd_fast.methods import METHODS
 from mfd_fast.metrics.digits_features import DigitsClassifier, train_digits_classifier
 from mfd_fast.metrics.evaluate import sample_report
@@ -29,6 +30,7 @@ from mfd_fast.report.theme import Theme, new_figure
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,10 +20,10 @@ from mfd_fast.config import Settings
 from mfd_fast.data.cifar10 import cifar10
 from mfd_fast.data.pickled_batch import read_pickled_batch
 from mfd_fast.data.prompt_file import read_prompts
-from mfd_fast.distillation import load_student
 from mfd_fast.experiments.base import Work
 from mfd_fast.experiments.no_auxiliary import NO_AUXILIARY
 from mfd_fast.experiments.running import _cell, finding_of
+from mfd_fast.finished import load_student
 from mfd_fast.models import build_model, describe_model
 from mfd_fast.npz import read_arrays
 from mfd_fast.pipelines import read_schedule

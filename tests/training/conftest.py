@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task
 from mfd_fast.models import build_model
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import load_settings
+from mfd_fast.task import Task
 from mfd_fast.training.checkpoint import latest_checkpoint
 
 TINY = (

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import RunSettings, Settings
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.task import Task
 from mfd_fast.training.context import make_context
 
 

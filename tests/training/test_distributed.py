@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import to_toml
+from mfd_fast.task import Task
 from mfd_fast.training import distributed
 from mfd_fast.training.distributed import World
 
@@ -29,7 +30,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mfd_fast.cli import main
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
+from mfd_fast.task import Task
 from mfd_fast.models import build_model
 from mfd_fast.settings_io import load_settings
 from mfd_fast.streams import RowDraws

@@ -12,13 +12,15 @@ from torch import Tensor
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import Task, distill, load_student
+from mfd_fast.distillation import distill
 from mfd_fast.evaluation import evaluate_run
+from mfd_fast.finished import load_student
 from mfd_fast.methods import METHODS
 from mfd_fast.metrics.sliced_wasserstein import sliced_wasserstein
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.report import write_report
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.task import Task
 from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.context import make_context
 from mfd_fast.training.distill import DistillTraining

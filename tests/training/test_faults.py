@@ -19,10 +19,11 @@ import torch
 import mfd_fast
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import only_writer
+from mfd_fast.task import Task
 from mfd_fast.training.checkpoint import latest_checkpoint, list_checkpoints
 from mfd_fast.training.context import make_context
 from mfd_fast.training.distill import DistillTraining

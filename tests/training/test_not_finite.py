@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from mfd_fast import mean_velocity
 from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
 from mfd_fast.methods.mfd import MeanFlowDistillation
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.task import Task
 from mfd_fast.training import loop
 from mfd_fast.training.checkpoint import list_checkpoints, load_checkpoint
 from mfd_fast.training.context import make_context

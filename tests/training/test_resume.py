@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.task import Task
 from mfd_fast.training.checkpoint import latest_checkpoint, list_checkpoints, save_checkpoint
 from mfd_fast.training.context import make_context
 from mfd_fast.training.distill import DistillTraining

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, distill, make_student
+from mfd_fast.distillation import distill, make_student
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining

@@ -12,13 +12,14 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, distill
+from mfd_fast.distillation import distill
 from mfd_fast.fields import autocast
 from mfd_fast.methods.mfd import flow_matching_loss
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.ops import linear
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.task import Task
 from mfd_fast.training import step
 from mfd_fast.training.distill import DistillTraining
 from mfd_fast.training.interrupts import Interrupted

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from mfd_fast.config import DistillSettings
-from mfd_fast.distillation import Task, make_student
+from mfd_fast.distillation import make_student
 from mfd_fast.mean_velocity import mean_velocity_pair
 from mfd_fast.models.sana import SanaNetwork
 from mfd_fast.ops import quantized_linear
 from mfd_fast.settings_io import load_settings
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import DistillTraining, method_options

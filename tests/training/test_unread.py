@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from watching import READS, Calls
 
 from mfd_fast.config import Settings
-from mfd_fast.distillation import Task, make_student
+from mfd_fast.distillation import make_student
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.rollout import fixed_steps
 from mfd_fast.student import Student
+from mfd_fast.task import Task
 from mfd_fast.training import unread
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context
