@@ -6,12 +6,13 @@ conventions and the reading with the least loss is the convention it was trained
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mfd_fast.fields import from_data_prediction, from_noise_prediction, reversed_time, scaled_time
+from mfd_fast.fields import from_data_prediction, from_noise_prediction, negated, reversed_time, scaled_time
 from mfd_fast.path import conditional_velocity, interpolate
 from mfd_fast.rollout.checks import check_condition
 from mfd_fast.rows import select_rows
@@ -40,46 +41,42 @@ class FieldReport:
 
 
 class Reading(NamedTuple):
-    """A convention a field may follow and the wrapper that translates it."""
+    """A convention a field may follow and the wrappers that translate it."""
 
     name: str
     code: str
     wrap: Callable[[Field], Field]
 
 
-READINGS = (
-    Reading("as it is", "field", lambda field: field),
-    Reading("negated", "lambda x, t, **condition: -field(x, t, **condition)", lambda field: _negated(field)),
-    Reading("reversed time", "mfd_fast.fields.reversed_time(field)", reversed_time),
-    Reading("time times 1000", "mfd_fast.fields.scaled_time(field, 1000)", lambda field: scaled_time(field, 1000)),
-    Reading(
-        "reversed time, times 1000",
-        "mfd_fast.fields.reversed_time(mfd_fast.fields.scaled_time(field, 1000))",
-        lambda field: reversed_time(scaled_time(field, 1000)),
-    ),
-    Reading("data prediction", "mfd_fast.fields.from_data_prediction(field)", from_data_prediction),
-    Reading("noise prediction", "mfd_fast.fields.from_noise_prediction(field)", from_noise_prediction),
-    Reading(
-        "data prediction, time times 1000",
-        "mfd_fast.fields.from_data_prediction(mfd_fast.fields.scaled_time(field, 1000))",
-        lambda field: from_data_prediction(scaled_time(field, 1000)),
-    ),
-    Reading(
-        "noise prediction, time times 1000",
-        "mfd_fast.fields.from_noise_prediction(mfd_fast.fields.scaled_time(field, 1000))",
-        lambda field: from_noise_prediction(scaled_time(field, 1000)),
-    ),
-    Reading(
-        "data prediction, reversed time",
-        "mfd_fast.fields.from_data_prediction(lambda x, t, **condition: field(x, 1 - t, **condition))",
-        lambda field: from_data_prediction(_negated(reversed_time(field))),
-    ),
-    Reading(
-        "noise prediction, reversed time",
-        "mfd_fast.fields.from_noise_prediction(lambda x, t, **condition: field(x, 1 - t, **condition))",
-        lambda field: from_noise_prediction(_negated(reversed_time(field))),
-    ),
-)
+FORMS: dict[str, tuple[Callable[..., Field], ...]] = {
+    "as it is": (),
+    "negated": (negated,),
+    "reversed time": (reversed_time,),
+    "reversed time, velocity noise - data": (reversed_time, negated),
+    "data prediction": (from_data_prediction,),
+    "noise prediction": (from_noise_prediction,),
+    "data prediction, reversed time": (reversed_time, negated, from_data_prediction),
+    "noise prediction, reversed time": (reversed_time, negated, from_noise_prediction),
+}
+"""What is predicted and which way time runs, with the wrappers for it, the innermost first."""
+LONG_TIME = "time times 1000"
+
+
+def _reading(form: str, long: bool) -> Reading:
+    """A form whose network is told t, or 1000 t."""
+    code = "mfd_fast.fields.scaled_time(field, 1000)" if long else "field"
+    for wrapper in FORMS[form]:
+        code = f"mfd_fast.fields.{wrapper.__name__}({code})"
+
+    def wrap(field: Field) -> Field:
+        inner: Field = scaled_time(field, 1000) if long else field
+        return reduce(lambda wrapped, wrapper: wrapper(wrapped), FORMS[form], inner)
+
+    name = form if not long else LONG_TIME if not FORMS[form] else f"{form}, {LONG_TIME}"
+    return Reading(name, code, wrap)
+
+
+READINGS = tuple(_reading(form, long) for long in (False, True) for form in FORMS)
 
 
 class Finding(NamedTuple):
@@ -105,7 +102,7 @@ def check_field(
     """Check how a trained field behaves and which convention of sign, time and prediction it follows.
 
     Args:
-        field: ``field(x [B, ...], t [B], **condition) -> [B, ...]``. It is called about ten times on ``rows`` rows.
+        field: ``field(x [B, ...], t [B], **condition) -> [B, ...]``. It is called about twenty times on ``rows`` rows.
         data: ``[N, ...]`` samples of what the field was trained on, at least 2; more rows tell more.
         condition: keyword arguments of the field; tensors have leading dimension N or 1.
         seed: seed of times and noise.
@@ -128,6 +125,18 @@ def check_field(
         suggestion=next((finding.remedy for finding in findings if finding.remedy), None),
         reading=reading,
     )
+
+
+def failed_call(x: Tensor, t: Tensor, condition: Condition, error: Exception) -> str:
+    """What a field was given, and what it raised then."""
+    given = {"x": x, "t": t, **condition}
+    shown = (
+        f"{name} {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, Tensor)
+        else f"{name} {type(value).__name__}"
+        for name, value in given.items()
+    )
+    return f"field({', '.join(shown)}) raised {type(error).__name__}: {error}"
 
 
 def _make_batch(data: Tensor, condition: Condition | None, seed: int, rows: int) -> Batch:
@@ -164,8 +173,7 @@ def _behaviour(field: Field, batch: Batch) -> Iterator[Finding]:
         velocity = _call(field, given)
     except Exception as error:
         # The field is the user's code: whatever it raises is the finding.
-        arguments = f"x {list(given.x.shape)} {given.x.dtype}, t {list(given.t.shape)} {given.t.dtype}"
-        yield Finding("FAILED", f"call: field({arguments}, **condition) raised {type(error).__name__}: {error}")
+        yield Finding("FAILED", f"call: {failed_call(given.x, given.t, given.condition, error)}")
         return
     for check in (_shape, _dtype, _finite, _purity, _repeatability, _row_independence, _time_dependence):
         try:
@@ -342,10 +350,3 @@ def _training_layer(field: Any) -> str | None:
         if layer.training and (drops or isinstance(layer, nn.modules.batchnorm._BatchNorm)):
             return type(layer).__name__
     return None
-
-
-def _negated(field: Field) -> Field:
-    def negated(x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        return -field(x, t, **condition)
-
-    return negated

@@ -39,6 +39,25 @@ class reversed_time(PreparesInner):
 
 
 @dataclass(frozen=True)
+class negated(PreparesInner):
+    """A field with the same times and velocity data - noise: ``v(x, t) = -field(x, t)``.
+
+    Around `reversed_time` it gives a field that counts time the other way and yet predicts noise - data.
+    """
+
+    field: VelocityField
+
+    def __call__(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The velocity ``[B, ...]`` at ``x`` ``[B, ...]``, ``t`` ``[B]``."""
+        return -self.field(x, t, **condition)
+
+    @property
+    def time_range(self) -> TimeRange | None:
+        """The range of the field, if it declares one."""
+        return time_range_of(self.field)
+
+
+@dataclass(frozen=True)
 class scaled_time(PreparesInner):
     """A field that wants times in [0, scale], e.g. 1000: ``v(x, t) = field(x, scale * t)``."""
 

@@ -75,11 +75,13 @@ class Guided(PreparesBoth):
 
 
 def check_velocity(velocity: Any, shape: torch.Size) -> Tensor:
-    """``velocity`` if it is a tensor of this shape, that of the x its field got; TypeError or ValueError otherwise."""
+    """``velocity`` if it is floating point and of the shape of the x its field got; TypeError or ValueError if not."""
     if not isinstance(velocity, Tensor):
         raise TypeError(f"field must return a tensor of shape {tuple(shape)}, got {type(velocity).__name__}")
     if velocity.shape != shape:
         raise ValueError(f"field must return the shape of x, expected {tuple(shape)}, got {tuple(velocity.shape)}")
+    if not velocity.is_floating_point():
+        raise TypeError(f"field must return floating point, got {velocity.dtype}")
     return velocity
 
 

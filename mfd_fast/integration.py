@@ -33,10 +33,12 @@ def make_problem(
     options: RolloutOptions,
     condition: Condition | None,
     guidance: Guidance,
+    name: str = "field",
 ) -> Problem:
-    """The checked arguments of one integration."""
-    if not callable(field):
-        raise TypeError(f"field must be callable as field(x, t, **condition), got {type(field).__name__}")
+    """The checked arguments of one integration; ``name`` is the field's in messages."""
+    if isinstance(field, type) or not callable(field):
+        got = f"the class {field.__name__}, not an object of it" if isinstance(field, type) else type(field).__name__
+        raise TypeError(f"{name} must be callable as field(x, t, **condition), got {got}")
     checks.check_x(x)
     times = checks.check_times(t, r, x, field)
     field_dtype = checks.resolve_field_dtype(field, x, options.field_dtype)

@@ -326,8 +326,8 @@ def mean_velocity_pair(
         auxiliary_step_size=auxiliary_step_size,
     )
     guidance = Guidance(negative_condition, guidance_scale, guidance_interval, negative_every)
-    first = make_problem(teacher, x, t, r, options, condition, guidance)
-    second = make_problem(auxiliary, x, t, r, other, condition, Guidance(None, 1.0, None, 1))
+    first = make_problem(teacher, x, t, r, options, condition, guidance, "teacher")
+    second = make_problem(auxiliary, x, t, r, other, condition, Guidance(None, 1.0, None, 1), "auxiliary")
     plain = not isinstance(first.field, PartlyGuided)
     both = paired(teacher, auxiliary, guided=first.cost == 2)
     if both is not None and other == options and options.fixed_steps and plain and max_evaluations is None:

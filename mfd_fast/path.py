@@ -18,7 +18,12 @@ def expand_times(t: Tensor, x: Tensor) -> Tensor:
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The point ``x_t = (1 - t) data + t noise``; data, noise ``[B, ...]``, t ``[B]``."""
+    """The point ``x_t = (1 - t) data + t noise``; data, noise ``[B, ...]``, t ``[B]``; ValueError for other shapes."""
+    if not isinstance(t, Tensor) or t.shape not in ((data.shape[0],), (1,)):
+        got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+        raise ValueError(f"t must be a tensor of shape ({data.shape[0]},), a time for each row, got {got}")
+    if noise.shape != data.shape:
+        raise ValueError(f"noise must have the shape of data, {tuple(data.shape)}, got {tuple(noise.shape)}")
     weight = expand_times(t, data)
     return (1 - weight) * data + weight * noise
 

@@ -32,7 +32,8 @@ def tensors_of(condition: Condition) -> list[Tensor]:
 def check_rows(name: str, condition: Condition, rows: int, device: torch.device) -> None:
     """Raise unless each tensor of ``condition`` has leading dimension ``rows`` or 1 and is on ``device``.
 
-    ValueError for a wrong dimension or device; TypeError for a list or tuple of tensors, whose rows cannot be followed.
+    ValueError for a wrong dimension or device; TypeError for what has rows that cannot be followed: a list or tuple of
+    tensors, a text for each sample, an array of numpy.
     """
     for key, value in condition.items():
         if isinstance(value, Mapping):
@@ -43,6 +44,11 @@ def check_rows(name: str, condition: Condition, rows: int, device: torch.device)
                 f"got a {type(value).__name__} of tensors"
             )
         if not isinstance(value, Tensor):
+            if rows > 1 and _is_row_each(value, rows):
+                raise TypeError(
+                    f"{name}[{key!r}] has something for each of {rows} samples and must be a tensor, so that it can "
+                    f"follow them (texts: encode them first), got {type(value).__name__}"
+                )
             continue
         if value.dim() == 0 or value.shape[0] not in (1, rows):
             raise ValueError(
@@ -51,6 +57,14 @@ def check_rows(name: str, condition: Condition, rows: int, device: torch.device)
             )
         if value.device != device:
             raise ValueError(f"{name}[{key!r}] must be on the device of x ({device}), got {value.device}")
+
+
+def _is_row_each(value: Any, rows: int) -> bool:
+    """Whether a value that is no tensor has texts or an array's rows for that many samples."""
+    if isinstance(value, list | tuple):
+        return len(value) == rows and all(isinstance(part, str) for part in value)
+    shape = getattr(value, "shape", None)
+    return isinstance(shape, tuple) and shape[:1] == (rows,)
 
 
 def select_rows(condition: Condition, index: Tensor) -> dict[str, Any]:

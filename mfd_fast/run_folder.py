@@ -53,6 +53,8 @@ class RunFolder:
             FileNotFoundError: there are none; the folder is not a run.
         """
         file = self.path / "settings.toml"
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"there is no run folder {self.path}")
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} is not a run folder: it has no settings.toml")
         return from_toml(file.read_text(encoding="utf-8"))
@@ -73,6 +75,8 @@ class RunFolder:
             FileNotFoundError: the run has no such network yet.
             ValueError: the file is damaged.
         """
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"there is no run folder {self.path}")
         if not self.has_network(role):
             raise FileNotFoundError(f"{self.path} has no {role} yet ({role}.json and {role}.safetensors)")
         description = read_json(self.path / f"{role}.json")

@@ -151,7 +151,14 @@ class Student:
         generator = make_generator(seed, "sample/condition")
         return {"label": torch.multinomial(weights, n, replacement=True, generator=generator)}
 
-    def sample(self, n: int, condition: Condition | None = None, seed: int = 0, batch_size: int = 1024) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        condition: Condition | None = None,
+        seed: int = 0,
+        batch_size: int = 1024,
+        progress: Callable[[int], object] = lambda rows: None,
+    ) -> Tensor:
         """``n`` samples ``[n, *sample_shape]`` float32 on the CPU; the same seed gives the same samples.
 
         Args:
@@ -159,6 +166,7 @@ class Student:
             condition: rows of the network's condition, leading dimension n or 1; None draws labels with the seed.
             seed: of noise and labels.
             batch_size: rows per network call.
+            progress: told how many more rows there are.
 
         Raises:
             ValueError: n or batch_size is not positive, or the condition has another number of rows.
@@ -177,6 +185,7 @@ class Student:
             part = map_tensors(select_rows(rows, torch.arange(n)[here]), self._to_device)
             draws = (self._to_device(noise[here]) for noise in fresh)
             parts.append(self.generate(self._to_device(noise[here]), part, fresh=draws.__next__).cpu())
+            progress(len(parts[-1]))
         samples = torch.cat(parts)
         return samples if self.value_range is None else samples.clamp(*self.value_range)
 

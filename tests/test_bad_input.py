@@ -214,8 +214,8 @@ def test_arguments_of_a_pair(case: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"teacher": None}, TypeError, "^field must be callable"),
-        ({"auxiliary": None}, TypeError, "^field must be callable"),
+        ({"teacher": None}, TypeError, "^teacher must be callable"),
+        ({"auxiliary": None}, TypeError, "^auxiliary must be callable"),
         ({"auxiliary": _Ranged()}, ValueError, "^t must lie in the field's time_range"),
         ({"auxiliary_solver": "rk5"}, ValueError, r"^solver must be one of .*, got 'rk5'; did you mean 'rk4'\?$"),
         ({"auxiliary_step_size": 0}, ValueError, "^step_size must be finite and greater than 0, got 0$"),

@@ -22,7 +22,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     other.add_argument("--lora-rank", metavar="N", type=int, help="time the pair: --field with LoRA on all its Linears")
     bench.add_argument("--auxiliary-weights", metavar="FILE", type=Path, help="safetensors of --auxiliary")
     bench.add_argument(
-        "--data", default="digits", metavar="NAME|FILE", help="a data set, or npz with x (and condition)"
+        "--data",
+        default="digits",
+        metavar="NAME|FILE",
+        help="a data set (default digits), or npz with x and an array for each of the "
+        "field's conditions, by their names",
     )
     bench.add_argument("--guidance-scale", type=float, default=1.0, help="needs a field with classes (default 1: off)")
     bench.add_argument("--law", choices=LAWS, default="logit-normal", help="of both ends of an interval")
@@ -49,6 +53,9 @@ def run_bench(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     field, auxiliary = _fields(options, device)
     x, t, r, condition = _problem(options, device)
+    for name, network in (("field", field), ("auxiliary", auxiliary)):
+        if network is not None:
+            _try(name, network, x, t, condition or {}, options.data)
     timings = compare_runners(
         field,
         x,
@@ -70,6 +77,17 @@ def run_bench(options: argparse.Namespace) -> int:
     else:
         print(f"{title}\n{format_timings(timings)}")
     return 0
+
+
+def _try(name: str, field: VelocityField, x: Tensor, t: Tensor, condition: dict[str, Any], data: str) -> None:
+    """Call a user's field once; ValueError with what it was given where it raises."""
+    from mfd_fast.field_check import failed_call
+
+    try:
+        with torch.no_grad():
+            field(x, t.to(x), **condition)
+    except Exception as error:
+        raise ValueError(f"--{name} on --data {data}: {failed_call(x, t, condition, error)}") from error
 
 
 def _fields(options: argparse.Namespace, device: torch.device) -> tuple[VelocityField, VelocityField | None]:

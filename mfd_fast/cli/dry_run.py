@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mfd_fast.cli.estimate import whole_run
 from mfd_fast.config import DistillSettings, Settings
 from mfd_fast.dry_run import Rehearsal, rehearse
 from mfd_fast.estimate.duration import GPUS
@@ -86,6 +87,4 @@ def _estimate(settings: Settings, plan: Plan) -> Iterator[str]:
     found = estimate(plan, describe_network(settings, lora=lora, precision=plan.precision), GPUS[GPU])
     yield f"on one {GPU} (others: mfd-fast estimate --help):"
     yield format_estimate(found)
-    if found.times:
-        hours = list(found.times.values())[-1] * settings.distill.student_updates / 3600
-        yield f"all {settings.distill.student_updates:,} student updates: {hours:.3g} h by that model"
+    yield from whole_run(found, settings.distill.student_updates)

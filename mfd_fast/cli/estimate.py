@@ -9,6 +9,7 @@ from mfd_fast.config import PRECISION
 from mfd_fast.estimate.duration import GPUS
 from mfd_fast.estimate.knobs import SHARED_BITS
 from mfd_fast.estimate.plan import Plan
+from mfd_fast.estimate.report import Estimate
 
 NO_FIT = 1
 CHECKPOINTING = ("none", "steps", "blocks", "both")
@@ -68,8 +69,20 @@ def run_estimate(options: argparse.Namespace) -> int:
     lora = "lora" in (plan.auxiliary, plan.student)
     network = describe_network(settings, lora=lora, precision=plan.precision)
     found = estimate(plan, network, GPUS[options.gpu], options.gpu_memory)
-    print(json.dumps(as_json(found), indent=2) if options.json else format_estimate(found))
+    if options.json:
+        print(json.dumps(as_json(found), indent=2))
+    else:
+        print(f"on {options.gpus} {GPUS[options.gpu].title} (others: --gpu):")
+        print("\n".join([format_estimate(found), *whole_run(found, distill.student_updates)]))
     return 0 if found.fits else NO_FIT
+
+
+def whole_run(found: Estimate, student_updates: int) -> list[str]:
+    """The model's time for all updates as a line of text; none where there is no time."""
+    if not found.times:
+        return []
+    hours = list(found.times.values())[-1] * student_updates / 3600
+    return [f"all {student_updates:,} student updates: {hours:.3g} h by that model"]
 
 
 def changed_plan(plan: Plan, options: argparse.Namespace) -> Plan:

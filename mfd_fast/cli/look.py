@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.cli.options import add_trust
+from mfd_fast.npz import as_float32
 from mfd_fast.run_folder import RunFolder
 
 
@@ -37,7 +38,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     doctor.add_argument("--field", metavar="MODULE:FACTORY", help="check this field's sign and time convention")
     doctor.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --field")
     doctor.add_argument(
-        "--data", default="digits", metavar="NAME|FILE", help="what the field was trained on: a data set, or npz with x"
+        "--data",
+        default="digits",
+        metavar="NAME|FILE",
+        help="what the field was trained on: a data set (default digits), or npz with x and an array for each of the "
+        "field's conditions, by their names",
     )
     doctor.set_defaults(run_command=run_doctor)
 
@@ -182,7 +187,11 @@ def _check_field(options: argparse.Namespace) -> int:
 
 
 def field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
-    """Samples and, for data with labels, their condition: of a data set by name, or of an npz file."""
+    """Samples and the field's condition, None where there is none: of a data set by name, or of an npz file.
+
+    In a file, every array beside ``x`` is a keyword argument of the field; ``condition`` goes to it as ``label``, as
+    `mfd-fast sample` writes it.
+    """
     if not source.endswith(".npz"):
         from mfd_fast.data import load_dataset
         from mfd_fast.data.dataset import all_rows
@@ -191,19 +200,25 @@ def field_data(source: str) -> tuple[Tensor, dict[str, Any] | None]:
         rows = {name: all_rows(values) for name, values in dataset.conditions.items()}
         condition = rows if dataset.label is None else rows | {"label": dataset.label}
         return all_rows(dataset.x), condition or None
-    from mfd_fast.npz import as_float32, read_arrays
+    from mfd_fast.npz import read_arrays
 
     if not Path(source).is_file():
         raise FileNotFoundError(f"--data: there is no file {source}")
     arrays = read_arrays(Path(source))
     if "x" not in arrays:
         raise ValueError(f"--data: {source} must hold x [N, ...], it holds {', '.join(arrays) or 'nothing'}")
-    x = torch.from_numpy(as_float32(arrays["x"]))
-    labels = arrays.get("condition")
-    if labels is None:
-        return x, None
-    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:1]:
-        raise ValueError(
-            f"--data: condition in {source} must be whole numbers [{len(x)}], got {labels.dtype} {list(labels.shape)}"
-        )
-    return x, {"label": torch.from_numpy(labels.astype("int64"))}
+    x = torch.from_numpy(as_float32(arrays.pop("x")))
+    condition = {
+        name if name != "condition" else "label": _rows_of(source, name, array, len(x))
+        for name, array in arrays.items()
+    }
+    return x, condition or None
+
+
+def _rows_of(source: str, name: str, array: Any, rows: int) -> Tensor:
+    """An array as the field gets it: whole numbers as int64, others as float32; ``condition`` holds labels."""
+    whole = array.dtype.kind in "iu"
+    if array.shape[:1] != (rows,) or (name == "condition" and (not whole or array.ndim != 1)):
+        wanted = f"whole numbers [{rows}]" if name == "condition" else f"[{rows}, ...], a row for each of x"
+        raise ValueError(f"--data: {name} in {source} must be {wanted}, got {array.dtype} {list(array.shape)}")
+    return torch.from_numpy(array.astype("int64") if whole else array if array.dtype == bool else as_float32(array))

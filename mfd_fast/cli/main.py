@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from mfd_fast import __version__
 from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, reproduce, runs, verify
+from mfd_fast.config import did_you_mean
 from mfd_fast.training.distributed import is_first_process, leave_world
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
@@ -34,13 +35,36 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; what does not exist ends the process with exit code 2 and the nearest name."""
+    parser = build_parser()
+    commands = _commands(parser)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        hint = did_you_mean(arguments[0], tuple(commands))
+        parser.error(f"there is no command {arguments[0]!r}{hint}; all: mfd-fast --help")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command, word = commands[options.command], unknown[0]
+        inner = _commands(command).get(getattr(options, "action", ""), command)
+        names = tuple(name for part in (command, inner) for action in part._actions for name in action.option_strings)
+        hint = did_you_mean(word.partition("=")[0], names) if word.startswith("-") else ""
+        inner.error(f"unknown argument {word!r}{hint}; all: {inner.prog} --help")
+    return options
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands that a parser has, by name."""
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0]) if found else {}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``mfd-fast`` with ``arguments`` (default: the process's); returns the exit code.
 
     0: done; 1: the work failed; 2: wrong input; 75: stopped by SIGTERM, SIGUSR1 or the time limit, to be started again
     with ``--resume auto``; 130: stopped by Ctrl-C.
     """
-    options = build_parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         with raise_on_preemption() if hasattr(options, "resume") else nullcontext():
             code: int = options.run_command(options)

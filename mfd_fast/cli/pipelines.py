@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import write_file
 
 PICTURES = 36
-"""Pictures in a grid unless said otherwise: six rows of six."""
+"""Pictures of held-out prompts unless said otherwise: six rows of six."""
 ROWS = 4
 """Pictures that are sampled at once."""
 
@@ -87,8 +88,10 @@ def pipeline_teacher(
 
 def run_sample_pipeline(options: argparse.Namespace) -> int:
     """Pictures of a student on a pipeline's transformer; text encoder, transformer and VAE are loaded in turn."""
+    from tqdm import tqdm
+
     from mfd_fast.finished import load_student
-    from mfd_fast.models.sana_images import PART, decode_latents
+    from mfd_fast.models.sana_images import PART, decoded_rows
     from mfd_fast.training.context import choose_device
 
     run = RunFolder(options.folder)
@@ -98,16 +101,17 @@ def run_sample_pipeline(options: argparse.Namespace) -> int:
         raise ValueError(f"{run.path}: the student's transformer comes from a pipeline: give --pipeline PATH")
     if options.label is not None:
         raise ValueError("--label: this student has no classes; give --prompts FILE")
-    device = choose_device(options.device, "--device")
+    device = choose_device(options.device or "auto", "--device")
     pictures = options.grid is not None or options.images is not None
     parts = [*TEACHER_PARTS, *([PART] if pictures else []), *(["tokenizer", "text_encoder"] if options.prompts else [])]
     folder = find_pipeline(pipeline, parts, download=options.download)
-    count = PICTURES if options.num is None else options.num
-    condition = _conditions(run, folder, options.prompts, count, device)
+    condition = _conditions(run, folder, options.prompts, options.num, device)
+    count = len(next(iter(condition.values())))
     student = load_student(run.path, device=str(device), pipeline=folder)
     missing = [name for name in description["condition_names"] if name not in condition]
     assert not missing, "prompts give all that the pipelines of PIPELINES need"
-    latents = student.sample(count, condition, options.seed, batch_size=ROWS)
+    with tqdm(total=count, desc="latents", disable=None) as bar:
+        latents = student.sample(count, condition, options.seed, batch_size=ROWS, progress=bar.update)
     del student
     if options.out is not None:
         from mfd_fast.evaluation import write_samples
@@ -115,24 +119,28 @@ def run_sample_pipeline(options: argparse.Namespace) -> int:
         write_samples(options.out, latents, None)
         print(f"{count} latents in {options.out}")
     if pictures:
-        write_pictures(decode_latents(folder, latents, device), options.grid, options.images)
+        rows = tqdm(decoded_rows(folder, latents, device), total=count, desc="pictures", disable=None)
+        write_pictures(rows, options.grid, options.images)
     return 0
 
 
-def write_pictures(pictures: Tensor, grid: Path | None, images: Path | None) -> None:
-    """Write ``[N, 3, H, W]`` in [-1, 1] as one picture, as files of their own, or both."""
+def write_pictures(pictures: Iterable[Tensor], grid: Path | None, images: Path | None) -> None:
+    """Write pictures ``[1, 3, H, W]`` in [-1, 1] as files of their own as they come, then side by side, or both."""
     from mfd_fast.report import save_image_grid
     from mfd_fast.report.grid import encode
 
-    if grid is not None:
-        save_image_grid(grid, pictures, columns=math.ceil(math.sqrt(len(pictures))), scale=1)
-        print(f"picture in {grid}")
+    kept, number = [], 0
+    for number, picture in enumerate(pictures, 1):
+        if images is not None:
+            pixels = ((picture[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            write_file(images / f"{number - 1:05d}.png", partial(_write_bytes, encode(pixels, "PNG")))
+        if grid is not None:
+            kept.append(picture)
     if images is not None:
-        for number, picture in enumerate(pictures):
-            pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            content = encode(pixels, "PNG")
-            write_file(images / f"{number:05d}.png", partial(_write_bytes, content))
-        print(f"{len(pictures)} pictures in {images}")
+        print(f"{number} pictures in {images}")
+    if grid is not None:
+        save_image_grid(grid, torch.cat(kept), columns=math.ceil(math.sqrt(number)), scale=1)
+        print(f"picture in {grid}")
 
 
 def _write_bytes(content: bytes, path: Path) -> None:
@@ -140,9 +148,14 @@ def _write_bytes(content: bytes, path: Path) -> None:
 
 
 def _conditions(
-    run: RunFolder, folder: Path, prompts: Path | None, count: int, device: torch.device
+    run: RunFolder, folder: Path, prompts: Path | None, num: int | None, device: torch.device
 ) -> dict[str, Tensor]:
-    """``count`` rows of encoded prompts, beginning again at their end: of a file, else those held out in the run."""
+    """Rows of encoded prompts: all those of a file, else `PICTURES` of those held out in the run.
+
+    With ``num`` so many rows, beginning again at the end of the prompts.
+    """
+    from tqdm import tqdm
+
     from mfd_fast.data import load_dataset
     from mfd_fast.data.prompt_file import read_prompts
     from mfd_fast.data.prompt_store import PromptStore, pad
@@ -151,8 +164,8 @@ def _conditions(
     data = run.read_settings().data
     if prompts is None:
         held_out = load_dataset(data.name, data.root, **data.options).held_out_conditions
-        total = len(next(iter(held_out.values())))
-        return {name: rows[torch.arange(count) % total] for name, rows in held_out.items()}
+        index = torch.arange(num or PICTURES) % len(next(iter(held_out.values())))
+        return {name: rows[index] for name, rows in held_out.items()}
     found = read_prompts(prompts)
     for line, reason in found.broken:
         print(f"{prompts}, line {line}: {reason}")
@@ -165,8 +178,9 @@ def _conditions(
         instruction=made_by["instruction"],
         max_tokens=made_by["max_tokens"],
     )
-    texts = found.prompts[:count]
-    rows = [(embeds[0], mask[0]) for embeds, mask in (encoder.encode([text]) for text in texts)]
+    texts = found.prompts[:num]
+    encoded = (encoder.encode([text]) for text in tqdm(texts, desc="prompts", disable=None))
+    rows = [(embeds[0], mask[0]) for embeds, mask in encoded]
     longest = max(int((mask != 0).nonzero()[-1]) + 1 for _, mask in rows)
-    encoded = pad([(embeds[:longest], mask[:longest]) for embeds, mask in rows], longest)
-    return {name: values[torch.arange(count) % len(texts)] for name, values in encoded.items()}
+    padded = pad([(embeds[:longest], mask[:longest]) for embeds, mask in rows], longest)
+    return {name: values[torch.arange(num or len(texts)) % len(texts)] for name, values in padded.items()}

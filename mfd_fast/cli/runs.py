@@ -83,7 +83,7 @@ def _add_distill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     sample = commands.add_parser("sample", help="generate with a finished student")
     sample.add_argument("folder", metavar="RUN", type=Path, help="run folder")
-    sample.add_argument("--num", type=int, help="number of samples (default 100; 36 of a pipeline's student)")
+    sample.add_argument("--num", type=int, help="number of samples (default 100; pipelines: one a prompt, or 36)")
     sample.add_argument("--seed", type=int, default=0, help="of noise and labels (default 0)")
     sample.add_argument("--label", type=int, help="one class for all samples (default: drawn like the data's)")
     sample.add_argument("--out", type=Path, help="npz with x float32 [N, ...] and condition int64 [N]")
@@ -91,7 +91,7 @@ def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     sample.add_argument("--images", metavar="FOLDER", type=Path, help="a PNG for each picture (pipelines)")
     sample.add_argument("--prompts", metavar="FILE", type=Path, help="a picture for each prompt: .txt, .jsonl or .tsv")
     add_pipeline(sample)
-    sample.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    sample.add_argument("--device", help="auto (default for pipelines), cpu (default for others), cuda or cuda:N")
     add_trust(sample)
     sample.set_defaults(run_command=run_sample)
 
@@ -216,7 +216,7 @@ def run_sample(options: argparse.Namespace) -> int:
     from mfd_fast.training.context import choose_device
 
     if options.out is None and options.grid is None and options.images is None:
-        raise ValueError("nothing to write: give --out samples.npz, --grid samples.png or both")
+        raise ValueError("nothing to write: give --out samples.npz, --grid samples.png, or --images FOLDER")
     if options.num is not None and options.num < 1:
         raise ValueError(f"--num must be at least 1, got {options.num}")
     run = RunFolder(options.folder)
@@ -226,7 +226,7 @@ def run_sample(options: argparse.Namespace) -> int:
     if given:
         raise ValueError(f"{', '.join(given)}: this student does not come from a pipeline")
     options.num = SAMPLES if options.num is None else options.num
-    device = str(choose_device(options.device, "--device"))
+    device = str(choose_device(options.device or "cpu", "--device"))
     student = load_student(run.path, device=device, trust_code=options.trust_code)
     value_range = run.read_description("student")["value_range"]
     if options.grid is not None and value_range is None:

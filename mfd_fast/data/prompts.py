@@ -166,10 +166,9 @@ def encode_prompts(
         negative = pack(*encoder.encode([""], negative=True))
         width, longest = negative["embeds"].shape[1], int(negative["ends"][0])
         shards = []
-        for shard, lengths in _shards(found.prompts, encoder, out, batch_size, shard_rows, width):
+        for shard, lengths in _shards(found.prompts, encoder, out, batch_size, shard_rows, width, progress):
             shards.append(shard)
             longest = max(longest, lengths)
-            progress(shard.rows)
         index = PromptIndex(
             len(found.prompts),
             width,
@@ -193,7 +192,13 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _shards(
-    texts: Sequence[str], encoder: PromptEncoder, out: Path, batch_size: int, shard_rows: int, width: int
+    texts: Sequence[str],
+    encoder: PromptEncoder,
+    out: Path,
+    batch_size: int,
+    shard_rows: int,
+    width: int,
+    progress: Callable[[int], None],
 ) -> Iterator[tuple[Shard, int]]:
     """Each shard and the tokens of its longest prompt; whole files of an earlier start are kept."""
     for first in range(0, len(texts), shard_rows):
@@ -204,14 +209,21 @@ def _shards(
             if len(ends) != len(rows):
                 raise ValueError(f"{out / name} has {len(ends)} rows, expected {len(rows)}: delete it to encode again")
             shard = Shard(name, len(rows), sha256(out / name))
+            progress(len(rows))
         else:
-            tensors = _encoded(rows, encoder, batch_size)
+            tensors = _encoded(rows, encoder, batch_size, progress)
             ends, shard = tensors["ends"], write_shard(out, name, tensors)
         yield shard, int(ends.diff(prepend=torch.zeros(1, dtype=torch.int64)).max())
 
 
-def _encoded(rows: Sequence[str], encoder: PromptEncoder, batch_size: int) -> dict[str, Tensor]:
-    parts = [pack(*encoder.encode(rows[at : at + batch_size])) for at in range(0, len(rows), batch_size)]
+def _encoded(
+    rows: Sequence[str], encoder: PromptEncoder, batch_size: int, progress: Callable[[int], None]
+) -> dict[str, Tensor]:
+    parts = []
+    for at in range(0, len(rows), batch_size):
+        batch = rows[at : at + batch_size]
+        parts.append(pack(*encoder.encode(batch)))
+        progress(len(batch))
     lengths = [part["ends"].diff(prepend=torch.zeros(1, dtype=torch.int64)) for part in parts]
     joined = {name: torch.cat([part[name] for part in parts]) for name in ("embeds", "mask")}
     return {**joined, "ends": torch.cat(lengths).cumsum(0)}

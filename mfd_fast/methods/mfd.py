@@ -71,7 +71,12 @@ def surrogate_loss(x_t: Tensor, gap: Tensor) -> Tensor:
     Args:
         x_t: ``[B, ...]``, with the student's graph.
         gap: ``[B, ...]``, u_teacher - u_auxiliary, a constant.
+
+    Raises:
+        ValueError: the two have different shapes.
     """
+    if gap.shape != x_t.shape:
+        raise ValueError(f"gap must have the shape of x_t, {tuple(x_t.shape)}, got {tuple(gap.shape)}")
     return 0.5 * mse_loss(x_t, (x_t - gap).detach())
 
 

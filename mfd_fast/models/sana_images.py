@@ -1,5 +1,6 @@
 """Latents of SANA as pictures, by the VAE of a pipeline, which is in memory only while it decodes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +12,12 @@ PART = "vae"
 
 
 def decode_latents(folder: Path, latents: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Pictures ``[N, 3, H, W]`` float32 in [-1, 1] on the CPU from latents ``[N, C, h, w]`` as the student makes them.
+    """All pictures of `decoded_rows` at once, ``[N, 3, H, W]``; errors as there."""
+    return torch.cat(list(decoded_rows(folder, latents, device)))
+
+
+def decoded_rows(folder: Path, latents: Tensor, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """A picture ``[1, 3, H, W]`` float32 in [-1, 1] on the CPU for each of the latents ``[N, C, h, w]`` of a student.
 
     Rows are decoded one by one in float32, which this VAE needs.
 
@@ -32,8 +38,9 @@ def decode_latents(folder: Path, latents: Tensor, device: torch.device | str = "
         .eval()
     )
     scale = vae.config.scaling_factor
-    with torch.no_grad():
-        rows = [vae.decode(row.to(device) / scale, return_dict=False)[0].float().cpu() for row in latents.split(1)]
+    for row in latents.split(1):
+        with torch.no_grad():
+            picture = vae.decode(row.to(device) / scale, return_dict=False)[0].float().cpu()
+        yield picture.clamp(-1, 1)
     del vae
     torch.cuda.empty_cache()  # what the VAE had goes back; nothing without CUDA
-    return torch.cat(rows).clamp(-1, 1)

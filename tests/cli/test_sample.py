@@ -67,7 +67,7 @@ def test_a_student_without_classes(cli: Any, refused: Any, finished_points: Path
 
 
 WRONG = {
-    "nothing to write": ([], "nothing to write: give --out samples.npz, --grid samples.png or both"),
+    "nothing to write": ([], "nothing to write: give --out samples.npz, --grid samples.png, or --images FOLDER"),
     "no samples": (["--num", "0", "--out", "a.npz"], "--num must be at least 1, got 0"),
     "negative": (["--num", "-3", "--out", "a.npz"], "--num must be at least 1, got -3"),
     "label too high": (["--label", "10", "--out", "a.npz"], "--label must lie in [0, 10), got 10"),

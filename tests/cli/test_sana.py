@@ -15,6 +15,7 @@ from PIL import Image
 from mfd_fast import load_student
 from mfd_fast.cli import main
 from mfd_fast.data.prompt_store import PromptStore
+from mfd_fast.data.verify import damaged_files, recorded_digests
 from mfd_fast.ops import quantized_linear
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.training.checkpoint import latest_checkpoint
@@ -66,7 +67,7 @@ def test_prompts_are_encoded_and_broken_lines_shown(cli: Any, sana: Sana, tmp_pa
     assert "12 prompts in " in result.out
     assert "2 broken lines" in result.out
     assert "line 4: expected image, prompt, score" in result.out
-    PromptStore(tmp_path / "out").verify()
+    assert damaged_files(recorded_digests(tmp_path / "out")) == {}
     again = cli(*sana.encode[:2], tmp_path / "out", *sana.encode[3:])
     assert again.code == 0
 
@@ -234,7 +235,7 @@ def test_the_exported_lora_gives_the_same_latents_in_diffusers(cli: Any, finishe
 def test_a_grid_of_pictures(cli: Any, finished_sana: Path, sana: Sana, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a red cat\nthe moon\n")
     result = cli("sample", finished_sana, "--pipeline", sana.pipeline, "--prompts", "mine.txt", "--grid", "grid.png",
-                 "--images", "single", "--out", "latents.npz")  # fmt: skip
+                 "--images", "single", "--out", "latents.npz", "--num", "36", "--device", "cpu")  # fmt: skip
     assert result.code == 0, result.err
     singles = [pixels(path) for path in sorted(Path("single").iterdir())]
     assert [picture.shape for picture in singles] == [(8, 8, 3)] * 36
@@ -246,6 +247,8 @@ def test_a_grid_of_pictures(cli: Any, finished_sana: Path, sana: Sana, tmp_path:
     latents = torch.from_numpy(np.load("latents.npz")["x"])
     assert latents.shape == (36, 4, 4, 4)
     student = load_student(finished_sana, pipeline=sana.pipeline)
+    assert cli("sample", finished_sana, "--prompts", "mine.txt", "--images", "each").code == 0
+    assert [path.name for path in sorted(Path("each").iterdir())] == ["00000.png", "00001.png"]  # one for each prompt
     held_out = cli("sample", finished_sana, "--num", "3", "--out", "held_out.npz")
     assert held_out.code == 0
     data = PromptStore(sana.encoded)
