@@ -86,4 +86,4 @@ def test_it_can_be_started_as_a_program(how: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "mfd-fast info: nowhere is not a run folder: it has no settings.toml\n"
+    assert done.stderr == "mfd-fast info: there is no run folder nowhere\n"
