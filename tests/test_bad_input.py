@@ -215,13 +215,18 @@ def test_arguments_of_a_pair(case: str) -> None:
     ("changes", "error", "message"),
     [
         ({"teacher": None}, TypeError, "^teacher must be callable"),
+        (
+            {"teacher": _Ranged},
+            TypeError,
+            "^teacher must be callable as .*, got the class _Ranged, not an object of it$",
+        ),
         ({"auxiliary": None}, TypeError, "^auxiliary must be callable"),
         ({"auxiliary": _Ranged()}, ValueError, "^t must lie in the field's time_range"),
         ({"auxiliary_solver": "rk5"}, ValueError, r"^solver must be one of .*, got 'rk5'; did you mean 'rk4'\?$"),
         ({"auxiliary_step_size": 0}, ValueError, "^step_size must be finite and greater than 0, got 0$"),
         ({"auxiliary_solver": "rk4", "rtol": 1e-3}, ValueError, "^rtol and atol need an adaptive solver"),
     ],
-    ids=["teacher", "auxiliary", "range", "solver", "step-size", "rtol"],
+    ids=["teacher", "class", "auxiliary", "range", "solver", "step-size", "rtol"],
 )
 def test_arguments_that_only_a_pair_has(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -242,6 +247,7 @@ FIELDS: dict[str, tuple[Callable[..., Any], type[Exception], str]] = {
         ValueError,
         r"^field must return the shape of x, expected \(\d, 2\), got \(1, 2\)$",
     ),
+    "integers": (lambda x, t: x.long(), TypeError, r"^field must return floating point, got torch\.int64$"),
     "scalar": (lambda x, t: x.sum(), ValueError, r"^field must return the shape of x, expected \(\d, 2\), got \(\)$"),
 }
 

@@ -14,6 +14,7 @@ from mfd_fast.fields import (
     autocast,
     from_data_prediction,
     from_noise_prediction,
+    negated,
     reversed_time,
     scaled_time,
     time_range_of,
@@ -85,12 +86,13 @@ def test_predictions_stay_finite_at_the_ends() -> None:
     "wrap",
     [
         reversed_time,
+        negated,
         lambda field: scaled_time(field, 2.0),
         from_data_prediction,
         from_noise_prediction,
         lambda field: autocast(field, torch.bfloat16),
     ],
-    ids=["reversed", "scaled", "data", "noise", "autocast"],
+    ids=["reversed", "negated", "scaled", "data", "noise", "autocast"],
 )
 def test_conditions_pass_through(wrap: Callable[[Any], Callable[..., Tensor]]) -> None:
     seen: dict[str, Any] = {}
@@ -115,12 +117,13 @@ class _Ranged:
     ("wrap", "expected"),
     [
         (reversed_time, (0.1, 0.98)),
+        (negated, (0.02, 0.9)),
         (lambda field: scaled_time(field, 0.5), (0.04, 1.8)),
         (from_data_prediction, (0.02, 0.9)),
         (from_noise_prediction, (0.02, 0.9)),
         (lambda field: autocast(field, torch.bfloat16), (0.02, 0.9)),
     ],
-    ids=["reversed", "scaled", "data", "noise", "autocast"],
+    ids=["reversed", "negated", "scaled", "data", "noise", "autocast"],
 )
 def test_a_declared_range_of_times_is_kept(wrap: Any, expected: tuple[float, float]) -> None:
     assert wrap(_Ranged()).time_range == pytest.approx(expected)

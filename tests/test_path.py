@@ -1,5 +1,8 @@
 """The time convention."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from mfd_fast.closed_forms import Gaussian
@@ -33,6 +36,17 @@ def test_predictions_of_a_law() -> None:
     law = Gaussian(1.3, 0.6)
     x = interpolate(DATA, NOISE, T)
     torch.testing.assert_close(data_prediction(x, T, law(x, T)), law.data_prediction(x, T))
+
+
+@pytest.mark.parametrize("t", [0.5, T[:2], T[:, None]], ids=["number", "rows", "column"])
+def test_times_of_the_wrong_shape_are_refused(t: Any) -> None:
+    with pytest.raises(ValueError, match=r"t must be a tensor of shape \(3,\), a time for each row, got "):
+        interpolate(DATA, NOISE, t)
+
+
+def test_noise_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"noise must have the shape of data, \(3, 2, 4\), got \(1, 2, 4\)"):
+        interpolate(DATA, NOISE[:1], T)
 
 
 def test_expand_times() -> None:

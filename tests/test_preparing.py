@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast import mean_velocity
-from mfd_fast.fields import autocast, from_data_prediction, from_noise_prediction, reversed_time, scaled_time
+from mfd_fast.fields import autocast, from_data_prediction, from_noise_prediction, negated, reversed_time, scaled_time
 from mfd_fast.student import Student
 from mfd_fast.types import Condition, ConditionGroup, PreparesConditions
 
@@ -38,6 +38,7 @@ STRENGTH = torch.tensor([0.5, 1.0, 1.5, 2.0])
 WRAPPERS: dict[str, Any] = {
     "bare": lambda field: field,
     "reversed time": reversed_time,
+    "negated": negated,
     "scaled time": lambda field: scaled_time(field, 1000.0),
     "data prediction": from_data_prediction,
     "noise prediction": from_noise_prediction,

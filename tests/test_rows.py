@@ -101,8 +101,14 @@ def test_arrays_are_alike_only_if_they_are_the_same() -> None:
         ),
         ({"label": [torch.zeros(3)]}, TypeError, r"c\['label'\] must hold its tensors in a mapping.*list of tensors"),
         ({"a": {"b": (1, torch.zeros(3))}}, TypeError, r"c\['a'\]\['b'\] must hold .* got a tuple of tensors"),
+        (
+            {"text": ["a", "b", "c"]},
+            TypeError,
+            r"c\['text'\] has something for each of 3 samples .* encode .* got list",
+        ),
+        ({"label": np.zeros(3)}, TypeError, r"c\['label'\] has something for each of 3 samples .* got ndarray"),
     ],
-    ids=["rows", "0-d", "nested", "device", "list", "nested-tuple"],
+    ids=["rows", "0-d", "nested", "device", "list", "nested-tuple", "texts", "array"],
 )
 def test_check_rows(condition: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -111,3 +117,4 @@ def test_check_rows(condition: dict[str, Any], error: type[Exception], message: 
 
 def test_check_rows_accepts_rows_and_shared_rows() -> None:
     check_rows("c", _condition() | {"sizes": (8, 8), "names": ["a", "b"]}, 3, CPU)
+    check_rows("c", {"prompt": ["for all"], "table": np.zeros((1, 4))}, 1, CPU)

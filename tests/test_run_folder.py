@@ -39,12 +39,16 @@ def test_versions_name_what_numbers_depend_on(monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_without_settings_is_no_run(run: RunFolder, exists: bool) -> None:
     if exists:
         run.path.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"run is not a run folder: it has no settings\.toml"):
+    words = r"run is not a run folder: it has no settings\.toml" if exists else r"there is no run folder \S*run$"
+    with pytest.raises(FileNotFoundError, match=words):
         run.read_settings()
 
 
 def test_a_network_is_there_when_both_files_are(run: RunFolder) -> None:
     assert not run.has_network("teacher")
+    with pytest.raises(FileNotFoundError, match=r"there is no run folder \S*run$"):
+        run.read_teacher()
+    run.path.mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no teacher yet \(teacher\.json and teacher\.safetensors\)"):
         run.read_teacher()
     model = small()

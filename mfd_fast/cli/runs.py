@@ -185,6 +185,11 @@ def run_distill(options: argparse.Namespace) -> int:
         teacher = load_teacher(options.teacher, options.weights)
     else:
         source = run if options.teacher_run is None else RunFolder(options.teacher_run)
+        if not source.has_network("teacher"):
+            raise ValueError(
+                f"{source.path} has no teacher: train one there (mfd-fast train-teacher), or give --teacher, "
+                f"--teacher-run or --pipeline"
+            )
         teacher = source.read_teacher(trust_code=options.trust_code)
         factory = source.read_description("teacher").get("factory")
     distill(teacher, settings, data, run.path, resume=resume_choice(options), factory=factory, context=context)

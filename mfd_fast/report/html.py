@@ -173,7 +173,9 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
         factory = record.student_network.get("factory")
         own = f" --teacher {shlex.quote(str(factory))} --weights WEIGHTS.safetensors" if factory else ""
         train = f"mfd-fast train-teacher {options}\n" if record.teacher_log and not own else ""
-        rows.append(("The same run again, in a new folder", f"{train}mfd-fast distill {options}{own}"))
+        # A teacher without a log was not trained in this run.
+        taken = f" --teacher-run {place}" if record.teacher and not record.teacher_log and not own else ""
+        rows.append(("The same run again, in a new folder", f"{train}mfd-fast distill {options}{own}{taken}"))
     if record.student:
         trust = " --trust-code" if "factory" in record.student_network else ""
         sample = f"mfd-fast sample {place} --num 64 --seed 0 --out samples.npz{trust}"

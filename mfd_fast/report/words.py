@@ -111,8 +111,9 @@ def _perspective(record: RunRecord, distance: float) -> str:
     if floor is None or floor <= 0:
         return "Lower is better."
     return (
-        f"Lower is better. Two random halves of the real data are {show(floor)} apart, "
-        f"so the student is at {show(distance / floor)} times the distance that chance alone makes."
+        f"Lower is better. Two random halves of the real data are {show(floor)} apart, which is chance alone; the "
+        f"student has {show(distance / floor)} times that. (Halves are smaller sets, which raises their distance: a "
+        "good model can be below it.)"
     )
 
 
@@ -179,7 +180,10 @@ def metric_rows(record: RunRecord) -> list[MetricRow]:
         cells = show(teacher.get(steps)), show(student.get(steps))
         rows.append(MetricRow(f"{name}, {steps} step{plural}", *cells, "", explanation))
     if finite(metrics.get("data_half_half")) is not None:
-        explanation = "Between two random halves of the real data: about what a perfect model would reach."
+        explanation = (
+            "Between two random halves of the real data, to show how large chance is. Halves are smaller sets than "
+            "those of the other rows, which alone raises a distance: a good model can be below it."
+        )
         rows.append(MetricRow(f"{name}, real against real", "", "", show(metrics["data_half_half"]), explanation))
     held_out = (
         "Distance to real data that no network has seen. If it is far above the distance to the training data, the "

@@ -19,6 +19,9 @@ def good():
 def other():
     return Gaussian([0.0, 0.0], [1.0, 1.0])
 
+def unlabelled():
+    return lambda x, t: x
+
 def labelled():
     return build_model("mlp", (2,), num_classes=3, width=8, depth=1)
 """
@@ -86,6 +89,9 @@ def test_pair_on_one_backbone_with_guidance(cli: Any) -> None:
 
 def test_wrong_input(refused: Any) -> None:
     command = ("bench", "--field", "bench_fields:good", *COMMON)
+    on_digits = refused("bench", "--field", "bench_fields:unlabelled", "--rows", "4")
+    given = "field(x [4, 1, 8, 8] float32, t [4] float32, label [4] int64) raised TypeError: "
+    assert f"--field on --data digits: {given}" in on_digits
     assert "--rows must be at least 1, got 0" in refused(*command, "--rows", "0")
     assert "--lora-rank must be at least 1, got 0" in refused(*command, "--lora-rank", "0")
     assert "--auxiliary-weights needs --auxiliary" in refused(*command, "--auxiliary-weights", "a.safetensors")

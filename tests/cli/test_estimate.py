@@ -17,6 +17,8 @@ def test_sana_on_a_small_and_a_large_gpu(cli: Callable[..., tuple[int, str, str]
     code, out, _ = cli("estimate", "--preset", "sana-1600m-24gb")
     assert code == 0
     assert "4 row(s) in a backward pass" in out
+    assert out.startswith("on 1 RTX 3090 (others: --gpu):\n")
+    assert out.endswith("all 3,000 student updates: 19.4 h by that model\n")
     assert "\nfits in 24 GiB" in out
     assert "\nfits in 96 GiB" in cli("estimate", "--preset", "sana-1600m-96gb", "--gpu", "rtx-pro-6000")[1]
 

@@ -128,6 +128,14 @@ def test_doctor_checks_a_field_on_data_of_the_users_own(cli: Any, refused: Any, 
     assert cli("doctor", "--field", "own_fields:good", "--data", "plain.npz").code == 0
     np.savez(tmp_path / "labelled.npz", x=x, condition=np.arange(2000) % 3)
     assert cli("doctor", "--field", "own_fields:Labelled", "--data", "labelled.npz").code == 0
+    np.savez(tmp_path / "named.npz", x=x, label=np.arange(2000) % 3)
+    assert cli("doctor", "--field", "own_fields:Labelled", "--data", "named.npz").code == 0
+    np.savez(tmp_path / "wrong.npz", x=x, text=x)
+    wrong = cli("doctor", "--field", "own_fields:Labelled", "--data", "wrong.npz")
+    assert "call: field(x [64, 2] float32, t [64] float32, text [64, 2] float32) raised TypeError: " in wrong.out
+    np.savez(tmp_path / "short.npz", x=x, label=np.arange(3))
+    message = refused("doctor", "--field", "own_fields:good", "--data", "short.npz")
+    assert "label in short.npz must be [2000, ...], a row for each of x, got int64 [3]" in message
     np.savez(tmp_path / "other.npz", y=x)
     message = refused("doctor", "--field", "own_fields:good", "--data", "other.npz")
     assert "other.npz must hold x [N, ...], it holds y" in message
@@ -160,7 +168,7 @@ def test_evaluate_measures_again(cli: Any, run: Path) -> None:
 def test_evaluate_needs_a_finished_student(refused: Any, run: Path, tmp_path: Path) -> None:
     (run / "student.json").unlink()
     assert "run has no student yet" in refused("evaluate", run)
-    assert "is not a run folder" in refused("evaluate", tmp_path / "nowhere")
+    assert "there is no run folder" in refused("evaluate", tmp_path / "nowhere")
 
 
 def test_report_of_a_run_that_is_not_finished(cli: Any, refused: Any, run: Path, tmp_path: Path) -> None:

@@ -42,6 +42,25 @@ def test_wrong_usage_is_exit_code_2(cli: Any, arguments: str) -> None:
     assert "error:" in result.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("distil --preset demo", "there is no command 'distil' (did you mean 'distill'?); all: mfd-fast --help"),
+        (
+            "distill --pipline SANA",
+            "unknown argument '--pipline' (did you mean '--pipeline'?); all: mfd-fast distill --help",
+        ),
+        ("distill --pipline=SANA", "unknown argument '--pipline=SANA' (did you mean '--pipeline'?)"),
+        ("checkpoint prune runs/a --keep-bets 2", "unknown argument '--keep-bets' (did you mean '--keep-best'?)"),
+        ("report runs/a runs/b", "unknown argument 'runs/b'; all: mfd-fast report --help"),
+    ],
+)
+def test_a_name_that_nearly_exists_is_told(cli: Any, arguments: str, words: str) -> None:
+    result = cli(*arguments.split())
+    assert result.code == 2
+    assert words in result.err.splitlines()[-1]
+
+
 ERRORS: dict[str, tuple[BaseException, int, str]] = {
     "value": (ValueError("one\n\ttwo"), 2, "mfd-fast info: one two\n"),
     "type": (TypeError("wrong"), 2, "mfd-fast info: wrong\n"),

@@ -41,6 +41,14 @@ def encode(encoder: PromptEncoder, tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
+def test_progress_is_told_for_every_call_of_the_encoder(encode: Callable[..., Path]) -> None:
+    told: list[int] = []
+    encode(batch_size=2, shard_rows=3, progress=told.append)
+    assert told == [2, 1, 2]
+    encode(batch_size=2, shard_rows=3, progress=told.append)
+    assert told[3:] == [3, 2]  # whole files that were there
+
+
 def test_rows_are_what_the_pipeline_gives(encode: Callable[..., Path], sana_pipeline: Path) -> None:
     from diffusers import SanaPipeline
 

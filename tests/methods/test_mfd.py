@@ -168,6 +168,11 @@ def test_variance_of_noisy_evaluations() -> None:
     assert u.var().item() == pytest.approx(expected, rel=0.02)
 
 
+def test_surrogate_refuses_a_gap_that_would_be_spread() -> None:
+    with pytest.raises(ValueError, match=r"gap must have the shape of x_t, \(4, 2\), got \(1, 2\)"):
+        surrogate_loss(torch.zeros(4, 2), torch.zeros(1, 2))
+
+
 def test_surrogate_has_the_gradient_of_the_inner_product() -> None:
     x, gap = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x.requires_grad_(True)

@@ -113,6 +113,16 @@ def test_the_commands_of_a_teacher_of_the_users_name_its_factory(empty_run: Path
     assert "train-teacher" not in words
 
 
+def test_a_teacher_of_another_run_is_taken_from_this_one(empty_run: Path) -> None:
+    (empty_run / "settings.toml").write_text("seed = 1")
+    (empty_run / "teacher.json").write_text(json.dumps({"model": "mlp"}))
+    place = f"{empty_run.parent.name}/{empty_run.name}"
+    words = _Page(write_report(empty_run)).words
+    assert (
+        f"mfd-fast distill --settings {place}/settings.toml --run {place}-again --teacher-run {place}\n" in words + "\n"
+    )
+
+
 def test_an_empty_run_says_in_words_what_is_missing(empty_run: Path) -> None:
     page = _Page(write_report(empty_run))
     for sentence in (
