@@ -187,7 +187,7 @@ def run_distill(options: argparse.Namespace) -> int:
         source = run if options.teacher_run is None else RunFolder(options.teacher_run)
         if not source.has_network("teacher"):
             raise ValueError(
-                f"{source.path} has no teacher: train one there (mfd-fast train-teacher), or give --teacher, "
+                f"{source.path} has no teacher yet: train one there (mfd-fast train-teacher), or give --teacher, "
                 f"--teacher-run or --pipeline"
             )
         teacher = source.read_teacher(trust_code=options.trust_code)

@@ -47,7 +47,7 @@ def test_a_whole_transformer(cli: Any, refused: Any, run: Path, make_sana: Make,
 
 
 def test_what_cannot_be_exported(cli: Any, refused: Any, run: Path, finished_points: Path) -> None:
-    assert "has no student yet" in refused("export", run.parent / "nothing", "lora")
+    assert "there is no run folder" in refused("export", run.parent / "nothing", "lora")
     assert "there is no LoRA to export" in refused("export", finished_points, "lora")
     assert "leave --role auxiliary out" in refused(
         "export", run, "x", "--role", "auxiliary", "--merge-into", "pipeline"
