@@ -60,7 +60,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_every_block_of_python_is_run_or_named() -> None:
     found = {(page.name, number) for page in PAGES for number in range(len(blocks(page)))}
     run = {("README.md", number) for number in range(3)} | {("own_loop.md", 0), ("own_loop.md", 1)}
-    run |= {("sana.md", number) for number in range(3)}
+    run |= {("benchmarks.md", 0)} | {("sana.md", number) for number in range(3)}
     assert found == run | NOT_RUN.keys()
     for page in PAGES:
         for code in blocks(page):
@@ -158,6 +158,32 @@ def test_blocks_about_sana(sana_pipeline: Path, tmp_path: Path, monkeypatch: pyt
         known["empty_prompt"] = {"prompt_embeds": known["null"], "prompt_mask": known["null_mask"]}
         exec(compile(script, "sana.md", "exec"), known)
     assert known["u_q"].shape == known["u_p"].shape == (3, 4, 4, 4)
+
+
+class Stopwatch:
+    """As much of pytest-benchmark's fixture as the page uses."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+
+    def __call__(self, function: Any, *arguments: Any, **keywords: Any) -> Any:
+        return function(*arguments, **keywords)
+
+
+def test_block_about_pytest_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks(ROOT / "docs" / "benchmarks.md")
+    monkeypatch.setattr(mfd_fast, "warmup", lambda field, x: None)  # tests/test_warmup.py tests it
+    known: dict[str, Any] = {
+        "network": build_model("mlp", (2,), width=8, depth=1),
+        "x": torch.zeros(3, 2),
+        "t": torch.tensor([0.1, 0.5, 0.02]),
+        "r": torch.zeros(3),
+    }
+    exec(compile(code, "benchmarks.md", "exec"), known)
+    watch = Stopwatch()
+    known["test_rollout"](watch)
+    assert watch.extra_info["evaluations"] == 5 + 25 + 1
+    assert watch.extra_info["runner"] in ("eager", "fused")
 
 
 def commands(page: Path) -> Iterator[list[str]]:

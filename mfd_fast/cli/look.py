@@ -110,7 +110,8 @@ def _print_run(run: RunFolder) -> None:
         f"{run.path}: preset {settings.preset}, {settings.model.name} on {settings.data.name}, seed {settings.run.seed}"
     )
     for role in ("teacher", "student"):
-        print(f"{role:8} {'finished' if run.has_network(role) else 'not finished'}")
+        begun = f"the pipeline {settings.model.pipeline}" if role == "teacher" and settings.model.pipeline else None
+        print(f"{role:8} {begun or ('finished' if run.has_network(role) else 'not finished')}")
     for title, folder in (("teacher", run.teacher_checkpoints()), ("distill", run.distill_checkpoints())):
         names = [path.name for path in list_checkpoints(folder)]
         print(f"checkpoints of {title}: {', '.join(names) or 'none'}")

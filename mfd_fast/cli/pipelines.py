@@ -107,6 +107,7 @@ def run_sample_pipeline(options: argparse.Namespace) -> int:
     folder = find_pipeline(pipeline, parts, download=options.download)
     condition = _conditions(run, folder, options.prompts, options.num, device)
     count = len(next(iter(condition.values())))
+    _refuse_leftovers(options.images, count)
     student = load_student(run.path, device=str(device), pipeline=folder)
     missing = [name for name in description["condition_names"] if name not in condition]
     assert not missing, "prompts give all that the pipelines of PIPELINES need"
@@ -122,6 +123,15 @@ def run_sample_pipeline(options: argparse.Namespace) -> int:
         rows = tqdm(decoded_rows(folder, latents, device), total=count, desc="pictures", disable=None)
         write_pictures(rows, options.grid, options.images)
     return 0
+
+
+def _refuse_leftovers(images: Path | None, count: int) -> None:
+    """Raise ValueError if pictures of an earlier command would stay beside ``count`` new ones."""
+    kept = [] if images is None else [path.name for path in sorted(images.glob("*.png"))]
+    if left := [name for name in kept if not (name[:-4].isdecimal() and int(name[:-4]) < count)]:
+        raise ValueError(
+            f"--images: {images} holds pictures beside the {count} to be made ({left[0]}): choose another folder"
+        )
 
 
 def write_pictures(pictures: Iterable[Tensor], grid: Path | None, images: Path | None) -> None:

@@ -185,10 +185,24 @@ def encode_prompts(
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     if (out / PLAN).is_file():
-        if read_json(out / PLAN) != plan:
-            raise ValueError(f"{out} holds other prompts, or those of another encoder: choose another folder")
+        begun = read_json(out / PLAN)
+        if not isinstance(begun, dict):
+            raise ValueError(f"{out / PLAN} must hold an object, got {type(begun).__name__}: choose another folder")
+        if changed := [
+            _difference(name, begun.get(name), plan[name]) for name in plan if begun.get(name) != plan[name]
+        ]:
+            raise ValueError(
+                f"{out} holds other prompts, or was begun in another way ({'; '.join(changed)}): choose another folder"
+            )
     elif any(out.iterdir()):
         raise ValueError(f"{out} holds files but no encoded prompts: choose another folder")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """How an entry of the plan was, and is."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return "; ".join(_difference(key, before.get(key), now[key]) for key in now if before.get(key) != now[key])
+    return f"{name} was {before!r}, is {now!r}"
 
 
 def _shards(

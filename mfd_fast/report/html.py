@@ -176,7 +176,10 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
         # A teacher without a log was not trained in this run.
         taken = f" --teacher-run {place}" if record.teacher and not record.teacher_log and not own else ""
         rows.append(("The same run again, in a new folder", f"{train}mfd-fast distill {options}{own}{taken}"))
-    if record.student:
+    if record.is_pictured:
+        rows.append(("Pictures of its student", words.next_step(record)))
+        rows.append(("The student as a LoRA file for diffusers", f"mfd-fast export {place} lora"))
+    elif record.student:
         trust = " --trust-code" if "factory" in record.student_network else ""
         sample = f"mfd-fast sample {place} --num 64 --seed 0 --out samples.npz{trust}"
         rows.append(("Samples from its student", sample))

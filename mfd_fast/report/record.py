@@ -58,6 +58,11 @@ class RunRecord:
         return network if isinstance(network, Mapping) else {}
 
     @property
+    def is_pictured(self) -> bool:
+        """Whether the student is of a diffusers pipeline: it has no samples to be measured with, only pictures."""
+        return "pipeline" in self.student_network
+
+    @property
     def value_range(self) -> tuple[float, float]:
         """The values shown as black and white: what ``student.json`` says, else (-1, 1)."""
         match self.student.get("value_range"):

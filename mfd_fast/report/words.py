@@ -69,6 +69,13 @@ def distance_name(metrics: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) and name else "Fréchet distance"
 
 
+def next_step(record: RunRecord) -> str:
+    """The command that shows how good a finished student is."""
+    if record.is_pictured:
+        return f"mfd-fast sample {record.place} --images pictures"
+    return f"mfd-fast evaluate {record.place}"
+
+
 def verdict(record: RunRecord) -> Verdict:
     """How the run ended, from what was measured; without measurements, how far it got."""
     measured = record.metrics.get("student")
@@ -80,7 +87,9 @@ def verdict(record: RunRecord) -> Verdict:
     if record.student_log:
         updates = last_update(record.student_log, record.auxiliary_log)
         sentence = f"This run has not been evaluated yet; its log ends at update {updates:,} of the distillation."
-        return Verdict("unknown", sentence, f"To measure it: mfd-fast evaluate {record.place}")
+        return Verdict(
+            "unknown", sentence, f"To {'look at' if record.is_pictured else 'measure'} it: {next_step(record)}"
+        )
     if record.teacher_log or record.teacher:
         return Verdict("unknown", "Only the teacher has been trained so far; there is no student yet.", "")
     return Verdict("unknown", "Nothing has been recorded in this run folder yet.", "")

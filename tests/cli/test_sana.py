@@ -249,6 +249,10 @@ def test_a_grid_of_pictures(cli: Any, finished_sana: Path, sana: Sana, tmp_path:
     student = load_student(finished_sana, pipeline=sana.pipeline)
     assert cli("sample", finished_sana, "--prompts", "mine.txt", "--images", "each").code == 0
     assert [path.name for path in sorted(Path("each").iterdir())] == ["00000.png", "00001.png"]  # one for each prompt
+    assert cli("sample", finished_sana, "--prompts", "mine.txt", "--images", "each").code == 0  # the same names again
+    mixed = cli("sample", finished_sana, "--num", "1", "--images", "each")
+    assert mixed.code == 2
+    assert "--images: each holds pictures beside the 1 to be made (00001.png)" in mixed.err
     held_out = cli("sample", finished_sana, "--num", "3", "--out", "held_out.npz")
     assert held_out.code == 0
     data = PromptStore(sana.encoded)
@@ -257,6 +261,16 @@ def test_a_grid_of_pictures(cli: Any, finished_sana: Path, sana: Sana, tmp_path:
 
     expected = student.sample(3, pad(rows, data.index.longest))
     torch.testing.assert_close(torch.from_numpy(np.load("held_out.npz")["x"]), expected, atol=1e-5, rtol=0.0)
+
+
+def test_what_the_report_and_info_say_of_a_pipeline(cli: Any, finished_sana: Path, tmp_path: Path, sana: Sana) -> None:
+    run = Path(shutil.copytree(finished_sana, tmp_path / "runs" / "mine"))
+    assert cli("report", run).code == 0
+    page = (run / "report.html").read_text()
+    assert "mfd-fast evaluate runs/mine" not in page  # it would be refused
+    assert page.count("mfd-fast sample runs/mine --images pictures") == 3
+    assert "mfd-fast export runs/mine lora" in page
+    assert f"teacher  the pipeline {sana.pipeline}\nstudent  finished\n" in cli("info", run).out
 
 
 def test_another_pipeline_is_refused(

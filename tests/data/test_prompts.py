@@ -138,7 +138,9 @@ def test_a_folder_belongs_to_one_file_and_one_encoder(encode: Callable[..., Path
     out = encode()
     with pytest.raises(ValueError, match="holds other prompts"):
         encode(TEXTS[:3])
-    with pytest.raises(ValueError, match="another encoder"):
+    with pytest.raises(ValueError, match=r"begun in another way \(shard_rows was 2, is 3\)"):
+        encode(shard_rows=3)
+    with pytest.raises(ValueError, match=r"\(dtype was 'float32', is 'bfloat16'\)"):
         encode(by=PromptEncoder(sana_pipeline, max_tokens=12))
     (out / PLAN).unlink()
     with pytest.raises(ValueError, match="holds files but no encoded prompts"):
