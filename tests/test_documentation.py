@@ -172,7 +172,7 @@ class Stopwatch:
 
 def test_block_about_pytest_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks(ROOT / "docs" / "benchmarks.md")
-    monkeypatch.setattr(mfd_fast, "warmup", lambda field, x: None)  # tests/test_warmup.py tests it
+    monkeypatch.setattr(mfd_fast, "warmup", lambda field, x: None)  # tests/rollout/test_compiled.py tests it
     known: dict[str, Any] = {
         "network": build_model("mlp", (2,), width=8, depth=1),
         "x": torch.zeros(3, 2),
@@ -188,7 +188,8 @@ def test_block_about_pytest_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The words of every mfd-fast command in a block of a shell."""
-    for block in (text for language, text in fenced(page) if language in ("", "sh", "bash")):
+    indented = re.findall(r"(?m)^ {4}(mfd-fast .*)$", page.read_text("utf-8"))
+    for block in [*indented, *(text for language, text in fenced(page) if language in ("", "sh", "bash"))]:
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.partition("#")[0].split("&&"):
                 if part.strip().startswith("mfd-fast "):
