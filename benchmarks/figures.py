@@ -20,37 +20,35 @@ def draw_all(results: dict[str, Any], folder: Path, name: str) -> None:
 
 
 def work_precision(results: dict[str, Any]) -> Figure:
-    """Gradient error against milliseconds, medians over the draws: the ways in words, the searched pairs joined."""
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    """Gradient error against milliseconds, medians over the draws: the ways numbered from fast to slow, the searched
+    pairs joined.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.add_subplot()
     for who in ("mfd_fast", "diffrax"):
         mark, colour = MARKS[who]
         pairs = sorted(_medians(pair) for pair in results["work_precision"] if pair["who"] == who)
         if pairs:
             axes.plot(*zip(*pairs, strict=True), mark + "-", color=colour, markersize=3, linewidth=0.8, alpha=0.5)
-    labelled: set[str] = set()
-    for way, measured in results["ways"].items():
-        who = way.split()[0]
-        mark, colour = MARKS[who]
-        point = _medians(measured)
-        axes.plot(*point, mark, color=colour, label=None if who in labelled else who)
-        labelled.add(who)
-        axes.annotate(_short(way), point, fontsize=6, rotation=40, xytext=(2, 4), textcoords="offset points")
+    ways = sorted(results["ways"], key=lambda way: _medians(results["ways"][way]))
+    for number, way in enumerate(ways, 1):
+        mark, colour = MARKS[way.split()[0]]
+        point = _medians(results["ways"][way])
+        axes.plot(*point, mark, color=colour, label=f"{number}  {way}")
+        above = number % 2  # neighbours may lie on each other
+        place = {"xytext": (0, 7 if above else -7), "va": "bottom" if above else "top"}
+        axes.annotate(str(number), point, fontsize=9, textcoords="offset points", ha="center", **place)
     axes.set(xscale="log", yscale="log", xlabel="CPU milliseconds of one pair of mean velocities, 64 rows",
              ylabel="relative error of the gradient")  # fmt: skip
     axes.set_title("DiT, 16 tokens, width 256, depth 6; guidance 4.5; one thread", fontsize=10)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
 
 def _medians(measured: dict[str, Any]) -> tuple[float, float]:
     """Milliseconds and gradient error."""
     return 1e3 * statistics.median(measured["seconds"]), statistics.median(measured["gradient_error"])
-
-
-def _short(way: str) -> str:
-    return way.partition(":")[2].strip() or " ".join(way.split()[1:])
 
 
 def scaling(measured: dict[str, Any]) -> Figure:
