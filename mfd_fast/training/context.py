@@ -77,10 +77,12 @@ def make_context(settings: RunSettings) -> Context:
     if settings.deterministic:
         use_deterministic_algorithms()
     device = choose_device(settings.device, "run.device")
-    world = join_world(device.type, settings.patience_seconds)
-    if device.type == "cuda" and device.index is None:  # pragma: no cover (gpu)
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":  # pragma: no cover (gpu)
+        if device.index is None:
+            device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "run.device of this process")
+        # Before the processes meet: the messages of NCCL go through the current device.
         torch.cuda.set_device(device)
+    world = join_world(device.type, settings.patience_seconds)
     return Context(device, world, deadline)
 
 

@@ -63,6 +63,11 @@ def _pin_memory(tensor: Tensor, *_: Any) -> Any:
     raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
 
 
+def _tolist(tensor: Any) -> Any:
+    _read("tolist")
+    return tensor.inner.tolist()
+
+
 def _get_data(tensor: Any) -> Any:
     return ImaginedTensor(tensor.inner.detach())
 
@@ -77,6 +82,7 @@ def _set_data(tensor: Any, value: Any) -> None:
 METHODS: dict[Any, Callable[..., Any]] = {
     Tensor.data_ptr: lambda tensor: tensor.inner.data_ptr(),
     Tensor.untyped_storage: lambda tensor: tensor.inner.untyped_storage(),
+    Tensor.tolist: _tolist,
     Tensor.numpy: _no_numpy,
     Tensor.__array__: _no_numpy,
     Tensor.pin_memory: _pin_memory,
@@ -300,6 +306,8 @@ class Placing(TorchFunctionMode):
     """What torch does above its dispatcher: numbers become a tensor on the host first."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.device:
+            return function(*args, **(kwargs or {}))
         kwargs = {name: _with_index(value) for name, value in (kwargs or {}).items()}
         args = tuple(_with_index(value) for value in args)
         if function in (torch.tensor, torch.as_tensor) and kwargs.get("device") == CUDA:
