@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-WARM_UPS = 2
+WARM_UPS = 3
 """Runs before a recording: libraries choose their kernels and reserve memory in the first ones, and the last shows
 whether the host has to wait for the device, which no recording survives."""
 
