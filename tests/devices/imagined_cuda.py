@@ -1,8 +1,8 @@
 """A CUDA device that is not there: its tensors keep their numbers on the CPU and are as particular as those of a GPU.
 
-Operations on tensors of both devices, ``.numpy()``, a generator of the CPU for numbers on the device, and whatever makes
-the host wait while a graph is captured are errors here as there. Captured graphs repeat their operations on the memory
-of the capture. Where the host waits is counted in `waits`. Nothing is said about order, speed or kernels.
+Operations on tensors of both devices, ``.numpy()``, a generator of the CPU for numbers on the device, and whatever
+makes the host wait while a graph is captured are errors here as there. Captured graphs repeat their operations on the
+memory of the capture. Where the host waits is counted in `waits`. Nothing is said about order, speed or kernels.
 
 `install` must be called in a process of its own, into which imagined_cuda.cpp was loaded before torch.
 """
@@ -240,6 +240,7 @@ def _set_sync_debug_mode(mode: int | str) -> None:
     Now.waiting_is_an_error = mode in (2, "error")
 
 
+STREAM = _Nothing()
 RUNTIME: dict[str, Any] = {
     **{name: _Nothing for name in ("Stream", "Event", "device", "device_of")},
     **{name: lambda *_: None for name in ("_lazy_init", "set_device", "empty_cache", "set_rng_state")},
@@ -247,7 +248,7 @@ RUNTIME: dict[str, Any] = {
     "CUDAGraph": Graph,
     "graph": _Capture,
     "graph_pool_handle": lambda: (0, 1),
-    "current_stream": lambda device=None, stream=_Nothing(): stream,
+    "current_stream": lambda device=None: STREAM,
     "stream": lambda stream: stream,
     "synchronize": lambda device=None: wait("synchronize"),
     "get_sync_debug_mode": lambda: 2 * Now.waiting_is_an_error,

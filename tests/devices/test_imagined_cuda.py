@@ -1,4 +1,4 @@
-"""What users run on a GPU runs on a CUDA device that is only imagined: every tensor where it belongs, no needless waits.
+"""What users run on a GPU runs on a CUDA device that is only imagined: every tensor in its place, no needless waits.
 
 No kernel of a GPU runs here. See imagined_cuda.py for what the imagined device minds.
 """
