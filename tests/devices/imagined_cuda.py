@@ -125,6 +125,8 @@ def _check(name: str, args: Any, tensors: Iterable[Tensor]) -> None:
         if isinstance(args[0], ImaginedTensor) and any(not isinstance(index, ImaginedTensor) for index in indices):
             wait(f"{name} by an index on the host")
             strangers = [tensor for tensor in strangers if all(tensor is not index for index in indices)]
+    if name == "where" and strangers:
+        wait("where with a tensor of the host")
     if name in READS:
         wait(name)
     if any(tensor.dim() or name in NO_NUMBERS for tensor in strangers):
