@@ -65,7 +65,7 @@ class CudaGraphs:  # pragma: no cover (gpu)
 def _waiting_forbidden() -> Iterator[None]:  # pragma: no cover (gpu)
     """Inside, RuntimeError where the host would wait for the device.
 
-    In a capture the same would be an error too, but one after which the device draws no more random numbers.
+    In a capture the same would be an error too, but one that leaves stream and generator of the device in its middle.
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():

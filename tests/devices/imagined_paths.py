@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import mfd_fast
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import distill, load_student
+from mfd_fast.distillation import distill
 from mfd_fast.doctor import self_test
 from mfd_fast.dry_run import SMALL
 from mfd_fast.fields import autocast
@@ -157,21 +157,25 @@ def waiting_is_not_recorded() -> None:
 
 
 def models(name: str, shape: tuple[int, ...], condition: dict[str, Tensor], **options: Any) -> None:
-    """Forward and backward of a network, in bfloat16 by autocast, give what they give on the CPU."""
+    """Gradients and mean velocities of a network are those of the CPU; under autocast, whose lists differ, finite."""
     torch.manual_seed(0)
     classes = 3 if "label" in condition else None
     here: Any = tiny_network(None, 0) if name == "sana" else build_model(name, shape, classes, **SMALL[name] | options)
     for parameter in here.parameters():  # some begin as zeros, which would hide what comes before them
         nn.init.normal_(parameter, std=0.1)
-    x, times, found = torch.randn(2, *shape), torch.tensor([0.3, 0.8]), []
+    x, times, found = torch.randn(2, *shape), torch.tensor([0.3, 0.8]), list[Any]()
     for device in (torch.device("cpu"), CUDA):
         module = to(copy.deepcopy(here), device).requires_grad_(True)
         given = to(condition, device)
-        autocast(module, torch.bfloat16)(to(x, device), to(times, device), **given).square().sum().backward()
         u = mfd_fast.mean_velocity(module, to(x, device), 0.9, 0.2, steps=2, condition=given)
-        norms = torch.stack([part.grad.norm() for part in module.parameters() if part.grad is not None])
-        found.append((u.cpu(), norms.cpu()))
-    torch.testing.assert_close(found[1], found[0], rtol=5e-2, atol=1e-2)
+        weights = list(module.parameters())
+        for dtype in (None, torch.bfloat16):
+            loss = autocast(module, dtype)(to(x, device), to(times, device), **given).float().square().mean()
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            norms = torch.stack([gradient.norm() for gradient in gradients if gradient is not None])
+            assert norms.isfinite().all()
+            found.append((u.cpu(), norms.cpu()) if dtype is None else None)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-3, atol=1e-5)
 
 
 def points() -> Dataset:
@@ -203,8 +207,8 @@ def training(name: str) -> None:
             DistillTraining.run_update = run_update if device == "cuda" else original  # type: ignore[method-assign]
             distill(teacher, load_settings("mixture-2d", overrides=options), points(), Path(folder) / device)
             students.append(RunFolder(Path(folder) / device).read_tensors("student"))
-        sample = load_student(Path(folder) / "cuda", device="cuda").sample(4)
-        torch.testing.assert_close(sample, load_student(Path(folder) / "cuda").sample(4), rtol=2e-2, atol=2e-2)
+        sample = mfd_fast.load_student(Path(folder) / "cuda", device="cuda").sample(4)
+        torch.testing.assert_close(sample, mfd_fast.load_student(Path(folder) / "cuda").sample(4), rtol=2e-2, atol=2e-2)
     low = "bfloat16" in str(TRAININGS[name]) or "float16" in str(TRAININGS[name])
     torch.testing.assert_close(*students, rtol=0, atol=3e-3 if low else 2e-5)
     assert name in WAITING or not waited, waited
@@ -223,8 +227,15 @@ def doctor() -> None:
     assert not failed, failed
 
 
-VIDEO = {"history": torch.randn(2, 6, 4, 8, 8), "trajectory": torch.randn(2, 12, 2)}
-PROMPTS = {"prompt_embeds": torch.randn(2, 6, 16), "prompt_mask": torch.arange(6) < torch.tensor([[2], [5]])}
+NUMBERS = torch.Generator().manual_seed(0)
+VIDEO = {
+    "history": torch.randn(2, 6, 4, 8, 8, generator=NUMBERS),
+    "trajectory": torch.randn(2, 12, 2, generator=NUMBERS),
+}
+PROMPTS = {
+    "prompt_embeds": torch.randn(2, 6, 16, generator=NUMBERS),
+    "prompt_mask": torch.arange(6) < torch.tensor([[2], [5]]),
+}
 PATHS: dict[str, Callable[[], None]] = {
     "faults": faults,
     **{f"integral-{name}": partial(integrals, solver=name, step_size=0.1, **GUIDED) for name in SOLVERS},
