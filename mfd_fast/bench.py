@@ -80,7 +80,7 @@ def compare_runners(
             first, second, pair = mean_velocity_pair(field, auxiliary, x, t, r, return_stats=True, **options)
             u, evaluations = first - second, pair.teacher.evaluations + pair.auxiliary.evaluations
         if x.is_cuda:  # pragma: no cover (gpu)
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(x.device)
         return u, evaluations
 
     fine, _ = run(solver="rk4", step_size=FINE_STEP, runner="eager")

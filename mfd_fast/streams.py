@@ -5,6 +5,8 @@ accumulates gradients therefore see the same numbers as an undisturbed one.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,15 @@ def derive_seed(seed: int, purpose: str, index: int) -> int:
 def make_generator(seed: int, purpose: str, index: int = 0) -> Generator:
     """A CPU generator for one stream."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, index))
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Inside, torch's global generators may be seeded and used; afterwards all of them are what they were."""
+    # Without this list torch warns on machines with several GPUs.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 def standard_normal(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -90,7 +90,7 @@ def warmup(
             **{name: _cut(value, rows) for name, value in rows_of.items()},
         )
         if x.is_cuda:  # pragma: no cover (gpu)
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(x.device)
         return time.perf_counter() - begin
 
     begin = time.perf_counter()

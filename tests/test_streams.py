@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mfd_fast.intervals import LogitNormal, Uniform
-from mfd_fast.streams import EpochOrder, RowDraws, Share, derive_seed, make_generator
+from mfd_fast.streams import EpochOrder, RowDraws, Share, derive_seed, kept_random_state, make_generator
 
 CPU = torch.device("cpu")
 
@@ -36,6 +36,26 @@ def test_the_global_generator_is_not_touched() -> None:
     part.normal((3,)), part.uniform(), part.times(LogitNormal()), part.pairs(Uniform(), 0.5)
     EpochOrder(5, 0, "x").indices(0, 7)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_random_state_of_the_caller_is_kept() -> None:
+    before = torch.get_rng_state()
+    with kept_random_state():
+        torch.manual_seed(5)
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_the_random_state_of_every_gpu_in_use_is_kept(monkeypatch: pytest.MonkeyPatch, in_use: bool) -> None:
+    read, written = [], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: read.append(device))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda _, device: written.append(device))
+    with kept_random_state():  # warnings are errors, and torch warns of two devices that nobody names
+        pass
+    assert read == written == [0, 1] * in_use
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

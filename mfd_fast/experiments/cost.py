@@ -29,6 +29,7 @@ from mfd_fast.methods import METHODS
 from mfd_fast.report.theme import Theme, new_figure
 from mfd_fast.run_folder import build_from_settings
 from mfd_fast.settings_io import load_settings
+from mfd_fast.streams import kept_random_state
 from mfd_fast.training.context import choose_device
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def peak_bytes(chosen: Settings, dataset: Dataset) -> int:
 
 def _distil(chosen: Settings, dataset: Dataset) -> None:
     """The whole run of these settings, from a random teacher."""
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+    with kept_random_state(), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(chosen.run.seed)
         teacher = build_from_settings(chosen, dataset.sample_shape, dataset.num_classes).eval().requires_grad_(False)
         distill(teacher, chosen, dataset, Path(folder) / "run")

@@ -48,7 +48,7 @@ class AlignYourFlow(Method):
         """The regression on the normed tangent; its value says little, ``residual`` in the log is the error."""
         data = real_samples(batch)
         noise = batch.draws.normal(actors.student.sample_shape)
-        gap = batch.draws.times(LogitNormal(self.own.gap_mean, self.own.gap_std)).to(data.device)
+        gap = batch.draws.times(LogitNormal(self.own.gap_mean, self.own.gap_std)).to(data.device, non_blocking=True)
         s = batch.draws.uniform() * (1 - gap)
         t = s + gap
         x_t = interpolate(data, noise, t)

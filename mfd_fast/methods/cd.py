@@ -72,7 +72,7 @@ class ConsistencyDistillation(Method):
         """The distance of two ends, or the regression that is its limit."""
         data = real_samples(batch)
         noise = batch.draws.normal(actors.student.sample_shape)
-        t = batch.draws.times(self.options.pair_law).clamp(min=self.own.min_time).to(data.device)
+        t = batch.draws.times(self.options.pair_law).clamp(min=self.own.min_time).to(data.device, non_blocking=True)
         if self.own.mode == "continuous":
             return self._continuous(actors, batch, interpolate(data, noise, t), t)
         if self.own.schedule == "bins":  # t is the upper end of its bin

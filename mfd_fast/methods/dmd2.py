@@ -92,7 +92,7 @@ class DistributionMatchingDistillation2(MeanFlowDistillation):
         path_noise = batch.draws.normal(actors.student.sample_shape)
         t = batch.draws.times(self.options.pair_law)
         step = self.student_step(actors, batch, noise, with_gradient=True)
-        times = t.to(step.data.device)
+        times = t.to(step.data.device, non_blocking=True)
         x_t = interpolate(step.data.detach(), path_noise, times)
         teacher, auxiliary = both_velocities(actors, batch, x_t, times, self.teacher_scale(batch))
         gap = teacher - auxiliary
@@ -144,14 +144,14 @@ class DistributionMatchingDistillation2(MeanFlowDistillation):
 
     def _judge(self, discriminator: Discriminator, batch: Batch, data: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of ``data`` noised to random times, and the times."""
-        t = batch.draws.times(Uniform()).to(data.device)
+        t = batch.draws.times(Uniform()).to(data.device, non_blocking=True)
         noised = interpolate(data, batch.draws.normal(tuple(data.shape[1:])), t)
         return discriminator(noised, t, batch.condition), t
 
     def _discriminator_loss(
         self, discriminator: Discriminator, batch: Batch, fake: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        t = batch.draws.times(Uniform()).to(fake.device)
+        t = batch.draws.times(Uniform()).to(fake.device, non_blocking=True)
         shape = tuple(fake.shape[1:])
         noised_fake, noised_real = (
             interpolate(data, batch.draws.normal(shape), t) for data in (fake, real_samples(batch))

@@ -94,8 +94,8 @@ class InductiveMomentMatching(Method):
     def _times(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         low, high = self.own.min_time, self.own.max_time
         size = self._group_size(batch.draws.rows)
-        first = torch.arange(batch.draws.rows) // size * size
         t = low + (high - low) * batch.draws.uniform()
+        first = torch.arange(batch.draws.rows, device=t.device) // size * size
         s = low + (t - low) * batch.draws.uniform()
         t, s = t[first], s[first]
         return t, self.earlier(t, s), s

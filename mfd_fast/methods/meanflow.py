@@ -68,7 +68,10 @@ class MeanFlow(Method):
         """The regression on the MeanFlow identity."""
         data = real_samples(batch)
         noise = batch.draws.normal(actors.student.sample_shape)
-        t, r = (time.to(data.device) for time in batch.draws.pairs(self.options.pair_law, self.options.equal_share))
+        t, r = (
+            time.to(data.device, non_blocking=True)
+            for time in batch.draws.pairs(self.options.pair_law, self.options.equal_share)
+        )
         x_t = interpolate(data, noise, t)
         condition: Condition = batch.condition
         if self.own.velocity == "teacher":

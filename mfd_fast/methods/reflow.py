@@ -40,7 +40,7 @@ class Reflow(Method):
     def student_loss(self, actors: Actors, batch: Batch) -> Loss:
         """Flow matching between noise and where the teacher takes it."""
         noise = batch.draws.normal(actors.student.sample_shape)
-        t = batch.draws.times(self.options.pair_law).to(noise.device)
+        t = batch.draws.times(self.options.pair_law).to(noise.device, non_blocking=True)
         if actors.student.steps == 1 and batch.progress >= self.own.one_step_from:
             t = torch.ones_like(t)
         data = self.sample_teacher(actors, batch, noise)

@@ -50,10 +50,11 @@ class VariationalScoreDistillation(MeanFlowDistillation):
         path_noise = batch.draws.normal(actors.student.sample_shape)
         t = batch.draws.times(self.options.pair_law)
         data = fresh_samples(actors, batch, noise, with_gradient=True)
-        x_t = interpolate(data.detach(), path_noise, t.to(data.device))
-        teacher, auxiliary = both_velocities(actors, batch, x_t, t.to(data.device), self.options.guidance_scale)
+        there = t.to(data.device, non_blocking=True)
+        x_t = interpolate(data.detach(), path_noise, there)
+        teacher, auxiliary = both_velocities(actors, batch, x_t, there, self.options.guidance_scale)
         gap = teacher - auxiliary
-        weight = WEIGHTS[self.own.weight](t.clamp(min=self.own.min_time)).to(data.device)
+        weight = WEIGHTS[self.own.weight](t.clamp(min=self.own.min_time)).to(data.device, non_blocking=True)
         return Loss(surrogate_loss(data, expand_times(weight, gap) * gap), gap_logs(gap, t) | spread(data))
 
 

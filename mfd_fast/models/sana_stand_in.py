@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from mfd_fast.models.sana import SanaNetwork
+from mfd_fast.streams import kept_random_state
 
 CHANNELS, SIDE, TEXT_WIDTH = 4, 8, 16
 """Channels and side of its latents, width of its prompt embeddings."""
@@ -36,7 +37,7 @@ def tiny_transformer() -> Any:
 
 def tiny_network(dtype: torch.dtype | None, seed: int) -> SanaNetwork:
     """`tiny_transformer` with the weights of a seed, frozen, of ``dtype`` (None: float32)."""
-    with torch.random.fork_rng():
+    with kept_random_state():
         torch.manual_seed(seed)
         transformer = tiny_transformer()
     for weight in transformer.parameters():  # as one, for `to` of diffusers warns of parts that it does not have

@@ -73,7 +73,7 @@ def defer_check(bad: Tensor) -> None:  # pragma: no cover (gpu)
     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
     flag.copy_(bad.any(), non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(bad.device))  # which need not be the current device
     _PENDING.append(_Pending(flag, copied.query))
 
 

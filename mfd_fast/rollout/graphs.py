@@ -1,12 +1,15 @@
 """Recording work on a device so that it can be repeated without Python: CUDA graphs behind two functions."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 
-WARM_UPS = 2
-"""Runs before a recording: libraries choose their kernels and reserve memory in the first ones."""
+WARM_UPS = 3
+"""Runs before a recording: libraries choose their kernels and reserve memory in the first ones, and the last shows
+whether the host has to wait for the device, which no recording survives."""
 
 
 class Recorder(Protocol):
@@ -34,14 +37,19 @@ class CudaGraphs:  # pragma: no cover (gpu)
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`; makes the host wait."""
         with torch.cuda.device(self._device):
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(WARM_UPS):
-                    work()
-            torch.cuda.current_stream().wait_stream(aside)
+            stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(stream)
+            try:
+                with torch.cuda.stream(aside):
+                    for _ in range(WARM_UPS - 1):
+                        work()
+                    with _waiting_forbidden():
+                        work()
+            finally:
+                stream.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # The outer context: a capture that fails leaves its own stream behind as the current one.
+            with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=self._pool):
                 work()
         return graph.replay
 
@@ -51,6 +59,22 @@ class CudaGraphs:  # pragma: no cover (gpu)
         if stream != self._stream:
             stream.wait_stream(self._stream)
             self._stream = stream
+
+
+@contextmanager
+def _waiting_forbidden() -> Iterator[None]:  # pragma: no cover (gpu)
+    """Inside, RuntimeError where the host would wait for the device.
+
+    In a capture the same would be an error too, but one that leaves stream and generator of the device in its middle.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 RECORDERS: dict[str, type[Recorder]] = {"cuda": CudaGraphs}

@@ -60,7 +60,7 @@ def choose_device(name: str, argument: str) -> torch.device:
         raise ValueError(f"{argument} must be auto, cpu, cuda or cuda:N, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{argument} is {name!r}, but torch sees no CUDA device")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():  # pragma: no cover (gpu)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"{argument} is {name!r}, but torch sees {torch.cuda.device_count()} CUDA device(s)")
     return device
 
@@ -77,11 +77,25 @@ def make_context(settings: RunSettings) -> Context:
     if settings.deterministic:
         use_deterministic_algorithms()
     device = choose_device(settings.device, "run.device")
-    world = join_world(device.type, settings.patience_seconds)
-    if device.type == "cuda" and device.index is None:  # pragma: no cover (gpu)
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":  # pragma: no cover (gpu)
+        device = gpu_of_process(device)
+        # Before the processes meet: the messages of NCCL go through the current device.
         torch.cuda.set_device(device)
+    world = join_world(device.type, settings.patience_seconds)
     return Context(device, world, deadline)
+
+
+def gpu_of_process(device: torch.device) -> torch.device:
+    """The GPU that was asked for, or the one with the number of this process among those that torchrun started here.
+
+    Raises:
+        ValueError: there is none, or several processes would share one.
+    """
+    if device.index is None:
+        return choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "run.device of this process")
+    if (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"run.device must be cuda where {processes} processes run on one machine, got '{device}'")
+    return device
 
 
 def use_deterministic_algorithms() -> None:

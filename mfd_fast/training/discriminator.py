@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.rows import first_rows
-from mfd_fast.streams import derive_seed
+from mfd_fast.streams import derive_seed, kept_random_state
 from mfd_fast.types import Condition, VelocityField
 
 HEAD_WIDTH = 128
@@ -35,7 +35,7 @@ def make_discriminator(
         return None
     field: Any = fields[role]
     width = int(getattr(field, "field", field).feature_width)  # a field under autocast knows the network
-    with torch.random.fork_rng():
+    with kept_random_state():
         torch.manual_seed(derive_seed(seed, "distill/discriminator", 0))
         head = nn.Sequential(nn.Linear(width, HEAD_WIDTH), nn.SiLU(), nn.Linear(HEAD_WIDTH, 1))
     return FeatureDiscriminator(field, head.to(device))

@@ -89,10 +89,15 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             with everybody_there():
-                dist.barrier()
+                dist.barrier(device_ids=[torch.cuda.current_device()] if _by_nccl() else None)
 
     def _device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if dist.get_backend() == "nccl" else torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if _by_nccl() else torch.device("cpu")
+
+
+def _by_nccl() -> bool:
+    """Whether messages go from GPU to GPU, the current ones of the processes."""
+    return dist.get_backend() == "nccl"
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def join_world(device: str, patience_seconds: float = 600.0) -> World:
     """The world that torchrun describes in the environment, or a world of one process.
 
     Args:
-        device: "cpu" or "cuda"; chooses gloo or nccl.
+        device: "cpu" or "cuda"; chooses gloo or nccl, which goes through the current device: set it before.
         patience_seconds: how long processes wait for each other before they give up.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))

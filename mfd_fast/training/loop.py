@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mfd_fast.run_folder import versions
 from mfd_fast.storage import only_writer, sha256
-from mfd_fast.streams import derive_seed
+from mfd_fast.streams import derive_seed, kept_random_state
 from mfd_fast.training.checkpoint import MANIFEST, Checkpoint, latest_checkpoint, save_checkpoint
 from mfd_fast.training.culprit import Culprit
 from mfd_fast.training.distributed import World
@@ -123,7 +123,7 @@ def _run_alone(training: Training, options: LoopOptions, world: World) -> list[s
         enabled=world.is_main,
     )
     # The caller's random state is nobody else's business.
-    with monitor, torch.random.fork_rng(), stop_on_signals(options.deadline) as stop:
+    with monitor, kept_random_state(), stop_on_signals(options.deadline) as stop:
         if done == 0:
             training.after_update(0)
         skips = Skips(training.title, skipped, options.max_skipped, world, monitor)

@@ -11,6 +11,7 @@ from mfd_fast.methods.base import Needs
 from mfd_fast.models import describe_model, model_from_description
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.models.sana import SanaNetwork, SanaRoles
+from mfd_fast.streams import kept_random_state
 from mfd_fast.training.context import Context
 from mfd_fast.training.distill import trained_roles
 from mfd_fast.training.roles import TRAINED, FullRoles, Roles, UnlikeRoles
@@ -66,7 +67,7 @@ def student_start(teacher: nn.Module, needs: Needs, seed: int) -> nn.Module:
     """The network a student begins as: the teacher's or a random one, with a second time where the method needs it."""
     start: Any = teacher
     if needs.random_start:
-        with torch.random.fork_rng():
+        with kept_random_state():
             torch.manual_seed(seed)
             start = model_from_description(describe_model(start)).to(next(teacher.parameters()).device).eval()
     return start.with_second_time() if needs.second_time else start  # type: ignore[no-any-return]

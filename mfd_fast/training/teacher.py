@@ -17,7 +17,7 @@ from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.path import expand_times
 from mfd_fast.run_folder import RunFolder, build_from_settings
 from mfd_fast.settings_io import lasting_settings
-from mfd_fast.streams import EpochOrder, RowDraws, Share, derive_seed, make_generator
+from mfd_fast.streams import EpochOrder, RowDraws, Share, derive_seed, kept_random_state, make_generator
 from mfd_fast.training.checkpoint import Checkpoint
 from mfd_fast.training.context import Context
 from mfd_fast.training.culprit import Culprit, find_culprit
@@ -143,7 +143,7 @@ def train_teacher(
     Raises:
         mfd_fast.training.interrupts.Interrupted: a signal came; ``resume=True`` continues.
     """
-    with torch.random.fork_rng():
+    with kept_random_state():
         torch.manual_seed(derive_seed(settings.run.seed, "teacher/init", 0))
         network = build_from_settings(settings, dataset.sample_shape, dataset.num_classes)
     network.to(context.device)

@@ -169,7 +169,7 @@ def _points(inputs: GateInputs, context: Context) -> Iterator[tuple[Tensor, Tens
         condition = inputs.conditions.draw(part, share, device)
         data = inputs.student.generate(draws.normal(shape), condition, fresh=partial(draws.normal, shape))
         t, r = draws.pairs(inputs.options.pair_law, inputs.options.equal_share)
-        yield interpolate(data, draws.normal(shape), t.to(device)), t, r, condition
+        yield interpolate(data, draws.normal(shape), t.to(device, non_blocking=True)), t, r, condition
 
 
 def relative_errors(change: Tensor, gradient: Tensor) -> tuple[float, float]:

@@ -59,9 +59,11 @@ class Compiling:
         self.kernel, self.options, self.built = kernel, options, list[dict[str, Any]]()
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *args, **kwargs: self.built.append(
-            self.kernel.run(*args, grid=grid, warmup=True, **kwargs, **self.options).asm
-        )
+        def compile_only(*args: Any, **kwargs: Any) -> None:
+            found = self.kernel.run(*args, grid=grid, warmup=True, **kwargs, **self.options)
+            self.built.append({**found.asm, "launch_shared": found.metadata.shared})
+
+        return compile_only
 
 
 def examine(assembly: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +82,8 @@ def examine(assembly: dict[str, Any]) -> dict[str, Any]:
     places = re.findall(r"tt\.addptr .*, tensor<([\dx]+)x(i\d+)>", assembly["ttir"])
     narrow = re.findall(NARROW_PRODUCTS, assembly["ttir"])
     offsets = [bits for _, bits in places]
+    # Triton asks for its shared memory when it launches: the file of the kernel does not know of it.
+    resources["shared"] += assembly["launch_shared"]
     return resources | instructions | {"places": places, "offsets": offsets, "narrow_products": narrow}
 
 

@@ -112,3 +112,6 @@ def test_a_field_that_waits_for_the_device_cannot_be_recorded() -> None:
     with pytest.raises(ValueError, match="recording it failed"):
         mfd_fast.mean_velocity(Waiting(), x, 1.0, 0.0, runner="captured")
     assert bool(mfd_fast.mean_velocity(Waiting(), x, 1.0, 0.0, runner="eager").isfinite().all())
+    # A capture that had failed would have left its stream behind, and a generator that waits for its end.
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.randn(3, device="cuda").isfinite().all()

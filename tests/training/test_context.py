@@ -5,7 +5,7 @@ import torch
 
 from mfd_fast.config import RunSettings
 from mfd_fast.streams import Share
-from mfd_fast.training.context import Context, choose_device, make_context
+from mfd_fast.training.context import Context, choose_device, gpu_of_process, make_context
 from mfd_fast.training.distributed import World, join_world
 
 CPU = torch.device("cpu")
@@ -64,6 +64,25 @@ def test_device_that_is_not_there() -> None:
 def test_device_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="--device must be auto, cpu, cuda or cuda:N, got 'gpu'"):
         choose_device("gpu", "--device")
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    cuda, second = torch.device("cuda"), torch.device("cuda", 1)
+    assert (gpu_of_process(cuda), gpu_of_process(second)) == (torch.device("cuda", 0), second)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert gpu_of_process(cuda) == second
+    with pytest.raises(
+        ValueError, match=r"run\.device must be cuda where 3 processes run on one machine, got 'cuda:1'"
+    ):
+        gpu_of_process(second)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"run\.device of this process is 'cuda:2', but torch sees 2 CUDA device"):
+        gpu_of_process(cuda)
 
 
 def test_a_world_of_one_needs_no_messages() -> None:
