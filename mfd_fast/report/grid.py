@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,7 @@ def picture_uri(pixels: NDArray[np.uint8], most_bytes: int = 160_000) -> str:
 
 
 def load_picture(path: Path) -> NDArray[np.uint8]:
-    """The pixels ``[H, W, 1 or 3]`` of a picture file; OSError or ValueError when it cannot be read."""
+    """The pixels ``[H, W, 1 or 3]`` of a picture file; OSError or ValueError when it cannot be read or is too large."""
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
@@ -98,10 +99,12 @@ def load_picture(path: Path) -> NDArray[np.uint8]:
     # From memory: a length in the file beyond its end then allocates nothing.
     content = io.BytesIO(path.read_bytes())
     try:
-        with Image.open(content) as image:
-            kind = "L" if image.mode in ("1", "L") else "RGB"
-            pixels: NDArray[np.uint8] = np.array(image.convert(kind), dtype=np.uint8)
-    except Image.DecompressionBombError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(content)
+        kind = "L" if image.mode in ("1", "L") else "RGB"
+        pixels: NDArray[np.uint8] = np.asarray(image if image.mode == kind else image.convert(kind), dtype=np.uint8)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} is larger than any picture of a run: {error}") from error
     return pixels if pixels.ndim == 3 else np.expand_dims(pixels, 2)
 

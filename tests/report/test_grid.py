@@ -68,6 +68,16 @@ def test_a_saved_grid_reads_back_unchanged(tmp_path: Path, channels: int) -> Non
     assert [entry.name for entry in path.parent.iterdir()] == ["grid.png"]
 
 
+def test_a_small_file_that_claims_a_large_picture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "JPEG")
+    sizes = (0xFFC0).to_bytes(2, "big") + bytes([0, 17, 8])  # then height and width
+    path.write_bytes(content.getvalue().replace(sizes + bytes([0, 8, 0, 8]), sizes + bytes([0x62, 0xC2, 0x1A, 0xA4])))
+    with pytest.raises(ValueError, match=r"large\.jpg is larger than any picture of a run: .*172423240 pixels"):
+        load_picture(path)
+
+
 def test_a_large_picture_becomes_small_enough() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (900, 700, 3), dtype=np.uint8)
     header, _, content = picture_uri(noise, most_bytes=40_000).partition(",")
