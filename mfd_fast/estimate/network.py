@@ -72,7 +72,7 @@ SANA_LOW_BYTES = 20 * (8 * 2240 * (2240 + 4) + 3 * 2240 * 5600 + 4 * (2 * 5600 +
 """The eight Linears of both attentions and the two of the feed-forward, each with a scale for an output channel."""
 SANA_OPERATIONS = 2967e9
 """Of one row of 32 x 32 tokens with 300 text tokens, counted by torch's counter (docs/estimate.md)."""
-# MiB of a row of 32 x 32 tokens in bfloat16 (tests/estimate/test_sana_constants.py measures them again): saved by a
+# MiB of a row of 32 x 32 tokens in bfloat16 (tests/estimate/test_tracing.py measures them again): saved by a
 # block, saved outside the blocks, kept of a block that is computed again, that block at its peak.
 _BLOCK = {"full": 204.5, "lora": 167.9}
 _OUTSIDE = {"full": 22.2, "lora": 5.7}

@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a method needs beyond a student; checked before a run by `mfd_fast.requirements`."""
+    """What a method needs beyond a student; checked before a run by `mfd_fast.training.requirements`."""
 
     teacher: bool = True
     """Whether the teacher's velocity enters the losses, and with it guidance."""
