@@ -130,7 +130,7 @@ def test_of_a_list_the_entry_is_named(number: int, protocol: int, tmp_path: Path
         entries[number] = attack
         with pytest.raises(ValueError, match=rf"mkdir, which is refused \(at entry {number}\)$"):
             read(pickle.dumps(entries, protocol=protocol))
-    with pytest.raises(ValueError, match="mkdir, which is refused$"):
+    with pytest.raises(ValueError, match=r"mkdir, which is refused$"):
         read(pickle.dumps({"infos": entries}, protocol=protocol))
 
 
