@@ -1,5 +1,7 @@
 """The student's rollout and the whole 10:1 cycle on a GPU: this package against the released loop's arithmetic.
 
+Of OccFM also the student's update alone, and frames per second of one step of the student and ten of the teacher.
+
     make bench-gpu        SANA-1.6B-shaped and occupancy-shaped networks in bfloat16, batches of 1 and 8
     python benchmarks/gpu_compare.py --toy --device cpu     the same at toy size, anywhere
 
@@ -13,6 +15,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,12 @@ from clock import conditions
 from gpu_networks import Case, occupancy_case, sana_case
 from gpu_released import ReleasedLoop
 from mfd_fast.distillation import make_student
+from mfd_fast.fields import autocast
+from mfd_fast.guidance import FixedGuidance
 from mfd_fast.intervals import Uniform, sample_pairs
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.storage import write_json
+from mfd_fast.student import Student
 from mfd_fast.task import Task
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import make_context
@@ -64,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_case(case: Case, device: torch.device, toy: bool, repeats: int) -> dict[str, Any]:
-    """Rollouts and cycles at batches of 1 and 8."""
+    """Rollouts and cycles at batches of 1 and 8; of forecasts also student updates and frames per second."""
     torch.manual_seed(0)
     roles, plain = case.roles(device, 4 if toy else 64)
     perturb(roles)
@@ -82,6 +89,9 @@ def measure_case(case: Case, device: torch.device, toy: bool, repeats: int) -> d
         table = ConditionTable(task.conditions, task.negative_condition, 0)
         training = DistillTraining(roles, student, table, settings.distill, 0, make_context(settings.run))
         found[f"cycle, batch {rows}"] = cycles(training, loop, rows, device, 1 if toy else 2)
+        if case.frames:
+            found[f"student update, batch {rows}"] = student_updates(training, loop, rows, device, repeats)
+            found[f"forecast, batch {rows}"] = forecasts(student, roles, case, rows, device, repeats)
     return found
 
 
@@ -165,6 +175,32 @@ def cycles(
     }
 
 
+def student_updates(
+    training: DistillTraining, loop: ReleasedLoop, rows: int, device: torch.device, repeats: int
+) -> dict[str, Any]:
+    """Seconds of an update of the student: a sample with its gradient, and two rollouts."""
+    return {
+        "released loop": measure(lambda: loop.update("student", rows), device, repeats),
+        "mfd_fast": measure(lambda: training.run_update(training.cycle.auxiliary), device, repeats),
+    }
+
+
+def forecasts(
+    student: Student, roles: LoRARoles, case: Case, rows: int, device: torch.device, repeats: int
+) -> dict[str, Any]:
+    """Seconds and frames per second of the guided teacher on OccFM's grid of ten steps, and of the student."""
+    given = {name: value.to(device) for name, value in case.condition(rows).items()}
+    negative = {name: value.to(device) for name, value in case.negative.items()}
+    guided = FixedGuidance(autocast(roles.teacher, torch.bfloat16), negative, GUIDANCE)
+    teacher = replace(student, field=guided, steps=10, shift=3.0)
+    noise = torch.randn(rows, *case.sample_shape, device=device)
+    ways = {"teacher, 10 steps": teacher, f"student, {student.steps} step": student}
+    found = {name: measure(partial(way.generate, noise, given), device, repeats) for name, way in ways.items()}
+    for seen in found.values():
+        seen["frames_per_second"] = rows * case.frames / seen["seconds"]
+    return found
+
+
 def measure(call: Callable[[], object], device: torch.device, repeats: int) -> dict[str, Any]:
     """Median seconds after one call to warm up, peak memory and synchronisations of one call (None off CUDA)."""
     call()
@@ -223,13 +259,14 @@ def print_case(found: dict[str, Any]) -> None:
     for title, ways in found.items():
         if not isinstance(ways, dict):
             continue
-        base = ways["released loop"]["seconds"]
+        base = next(iter(ways.values()))["seconds"]
         for name, seen in ways.items():
             error = f"  gradient error {seen['gradient_error']:.1e}" if "gradient_error" in seen else ""
+            speed = f"  {seen['frames_per_second']:.1f} frames/s" if "frames_per_second" in seen else ""
             peak = "" if seen["peak_gib"] is None else f"  peak {seen['peak_gib']:.1f} GiB"
             waits = "" if seen["synchronisations"] is None else f"  {seen['synchronisations']} synchronisations"
             took = f"{1e3 * seen['seconds']:10.1f} ms {base / seen['seconds']:6.2f}x"
-            print(f"  {title:18} {name:22} {took}{error}{peak}{waits}")
+            print(f"  {title:23} {name:22} {took}{speed}{error}{peak}{waits}")
 
 
 if __name__ == "__main__":

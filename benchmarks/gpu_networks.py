@@ -30,6 +30,8 @@ class Case(NamedTuple):
     negative: dict[str, Tensor]
     """What guidance pushes away from, one row."""
     student_steps: int
+    frames: int = 0
+    """Frames of a sample, for forecasts, whose student and teacher are also timed in frames per second."""
 
 
 def sana_case(toy: bool) -> Case:
@@ -74,7 +76,9 @@ def occupancy_case(toy: bool) -> Case:
     def condition(rows: int) -> dict[str, Tensor]:
         return {"history": torch.randn(rows, *shape), "trajectory": torch.randn(rows, 2 * frames, 2)}
 
-    return Case(f"OccFM{' toy' if toy else ''}", roles, shape, condition, {"history": torch.zeros(1, *shape)}, 1)
+    return Case(
+        f"OccFM{' toy' if toy else ''}", roles, shape, condition, {"history": torch.zeros(1, *shape)}, 1, frames
+    )
 
 
 def _ready(network: nn.Module, device: torch.device) -> nn.Module:

@@ -45,10 +45,11 @@ class ReleasedLoop:
     def cycle(self, rows: int) -> None:
         """Ten auxiliary updates and one of the student, the samples of a batch one after the other."""
         for _ in range(10):
-            self._update("auxiliary", rows)
-        self._update("student", rows)
+            self.update("auxiliary", rows)
+        self.update("student", rows)
 
-    def _update(self, role: str, rows: int) -> None:
+    def update(self, role: str, rows: int) -> None:
+        """One update of a role."""
         for _ in range(rows):
             given = {name: value.to(self._device) for name, value in self._case.condition(1).items()}
             loss = self._auxiliary_loss(given) if role == "auxiliary" else self._student_loss(given)

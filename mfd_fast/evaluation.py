@@ -12,6 +12,7 @@ from torch import Tensor
 from mfd_fast.config import Settings
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.data.occupancy import Decoder, OccupancyDataset
+from mfd_fast.fields import autocast
 from mfd_fast.finished import load_student
 from mfd_fast.guidance import FixedGuidance
 from mfd_fast.metrics.digits_features import DigitsClassifier
@@ -25,6 +26,7 @@ from mfd_fast.student import Student
 from mfd_fast.task import Task
 from mfd_fast.training.context import Context, choose_device
 from mfd_fast.training.distributed import World
+from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.types import VelocityField
 
 Samples = Mapping[str, tuple[Tensor, Tensor | None]]
@@ -71,15 +73,17 @@ def evaluate_run(
 def make_samplers(
     run: RunFolder, settings: Settings, dataset: Dataset, device: torch.device, trust_code: bool = False
 ) -> dict[str, Student]:
-    """``teacher-STEPS`` for every number of steps of ``settings.evaluate``, and ``student-STEPS``."""
+    """``teacher-STEPS`` for every number of steps of ``settings.evaluate``, and ``student-STEPS``; networks compute in
+    the precision of the student.
+    """
     teacher = run.read_teacher(trust_code=trust_code).to(device)
     task = Task.from_dataset(dataset, teacher)
-    field: VelocityField = teacher
+    field: VelocityField = autocast(teacher, PRECISIONS[settings.distill.precision])
     if settings.evaluate.teacher_guidance_scale != 1.0:
         if task.negative_condition is None:
             raise ValueError("evaluate.teacher_guidance_scale must be 1.0: the teacher has no negative condition")
         negative = map_tensors(task.negative_condition, lambda value: value.to(device))
-        field = FixedGuidance(teacher, negative, settings.evaluate.teacher_guidance_scale)
+        field = FixedGuidance(field, negative, settings.evaluate.teacher_guidance_scale)
     sampler = Student(
         field,
         task.sample_shape,

@@ -1,13 +1,14 @@
 """What forecasts of occupancy are worth: IoU and mIoU of teacher and student by horizon, and pictures from above."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mfd_fast.config import Settings
 from mfd_fast.data.occupancy import Decoder, OccupancyDataset
@@ -31,8 +32,8 @@ RECORDED, REPEATED = "recorded", "repeated"
 class Scorer(Protocol):
     """Compares forecasts with what was recorded, batch by batch."""
 
-    def update(self, forecast: Tensor, rows: Tensor) -> None:
-        """Count latents ``[b, future, C, H, W]`` forecast for the held-out samples ``rows``."""
+    def update(self, forecast: Tensor, expected: Tensor) -> None:
+        """Count forecast latents ``[b, future, C, H, W]``; ``expected`` is what was recorded of the same windows."""
         ...
 
     def result(self, world: World) -> dict[str, Any]:
@@ -43,14 +44,14 @@ class Scorer(Protocol):
 class OccupancyScorer:
     """IoU and mIoU of decoded forecasts."""
 
-    def __init__(self, dataset: OccupancyDataset, decode: Decoder, truth: GroundTruth) -> None:
-        self._dataset, self._decode, self._truth = dataset, decode, truth
+    def __init__(self, dataset: OccupancyDataset, decode: Decoder) -> None:
+        self._dataset, self._decode = dataset, decode
         self._counter = IoUCounter(dataset.sample_shape[0], len(CLASSES))
 
-    def update(self, forecast: Tensor, rows: Tensor) -> None:
-        """See `Scorer`."""
+    def update(self, forecast: Tensor, expected: Tensor) -> None:
+        """See `Scorer`; ``expected`` are grids uint8 ``[b, future, X, Y, Z]``."""
         grids = self._decode(forecast.flatten(0, 1) / self._dataset.scale).unflatten(0, forecast.shape[:2])
-        self._counter.update(grids, recorded_occupancy(self._dataset, self._truth, rows))
+        self._counter.update(grids, expected)
 
     def result(self, world: World) -> dict[str, Any]:
         """IoU and mIoU by horizon and averaged, IoU by class."""
@@ -69,15 +70,14 @@ class LatentScorer:
     """Root mean square distance to the recorded latents, in training units."""
 
     def __init__(self, dataset: OccupancyDataset) -> None:
-        self._dataset = dataset
         self._squares = torch.zeros(dataset.sample_shape[0], dtype=torch.float64)
         self._rows = 0
 
-    def update(self, forecast: Tensor, rows: Tensor) -> None:
-        """See `Scorer`."""
-        gap = (forecast - self._dataset.held_out_x[rows]).double()
+    def update(self, forecast: Tensor, expected: Tensor) -> None:
+        """See `Scorer`; ``expected`` are latents like ``forecast``."""
+        gap = (forecast - expected).double()
         self._squares += gap.square().flatten(2).mean(2).sum(0)
-        self._rows += len(rows)
+        self._rows += len(forecast)
 
     def result(self, world: World) -> dict[str, Any]:
         """The distance by horizon and over all of them."""
@@ -99,7 +99,8 @@ def score_forecasts(
     Latents are decoded by ``decoder``, else by the data's own codec, and compared with the recorded occupancy of
     ``evaluate.labels`` or of the data; where one of the two is missing, their distance to the recorded latents is
     measured. Windows are spread evenly over the held-out data. Pictures of the first of them go to `VIEWS_FILE`.
-    Processes share the batches, and each gets the whole entry; frames per second are those of one process.
+    Processes share the batches, and each gets the whole entry; frames per second are those of one process, its first
+    batch left out.
     """
     decode = decoder or dataset.decoder
     labels = settings.evaluate.labels
@@ -107,49 +108,59 @@ def score_forecasts(
     total = len(dataset.held_out_x)
     count = min(settings.evaluate.num_samples or total, total)
     chosen = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
-    batches = list(enumerate(torch.split(chosen, settings.evaluate.batch_size)))
-    own = batches[world.rank :: world.size]
-    frames = sum(len(batch) for _, batch in own) * dataset.sample_shape[0]
-    rows: list[dict[str, Any]] = []
+    own = list(enumerate(torch.split(chosen, settings.evaluate.batch_size)))[world.rank :: world.size]
+    scorers: dict[str, Scorer] = {
+        name: OccupancyScorer(dataset, decode) if decode and truth else LatentScorer(dataset)
+        for name in (*samplers, RECORDED, REPEATED)
+    }
+    timings: dict[str, list[tuple[int, float]]] = {name: [] for name in scorers}
     views: dict[str, Tensor] = {}
-    for name in [*samplers, RECORDED, REPEATED]:
-        scorer: Scorer = OccupancyScorer(dataset, decode, truth) if decode and truth else LatentScorer(dataset)
-        seconds = 0.0
-        for number, batch in own:
-            with phases.phase("sample"):
-                forecast, spent = _forecast(dataset, samplers.get(name), name, batch, number, settings.run.seed)
-            seconds += spent
+    for number, rows in tqdm(own, desc="windows", unit="batch", disable=None if world.is_main else True):
+        with phases.phase("evaluate"):
+            expected = recorded_occupancy(dataset, truth, rows) if decode and truth else dataset.held_out_x[rows]
+            if truth and decode and number == 0:
+                views["truth"] = from_above(expected[:VIEWS].flatten(0, 1))
+        for name, forecast, seconds in _forecasts(dataset, samplers, rows, number, settings.run.seed, phases):
+            timings[name].append((len(rows) * dataset.sample_shape[0], seconds))
             with phases.phase("evaluate"):
-                scorer.update(forecast, batch)
+                scorers[name].update(forecast, expected)
                 if decode is not None and number == 0:
                     views[name] = from_above(decode(forecast[:VIEWS].flatten(0, 1) / dataset.scale))
-        role, _, steps = name.partition("-")
-        speed = frames / seconds if seconds else None
-        rows.append({"role": role, "steps": int(steps) if steps else None, "frames_per_second": speed})
-        rows[-1] |= scorer.result(world)
-    if truth and views:
-        views["truth"] = from_above(recorded_occupancy(dataset, truth, own[0][1][:VIEWS]).flatten(0, 1))
+    table = [_row(name, timings[name], scorer.result(world)) for name, scorer in scorers.items()]
     if views:
         _write_views(run, {name: view.unflatten(0, (-1, dataset.sample_shape[0])) for name, view in views.items()})
     scored = "occupancy" if decode and truth else "latents"
-    entry = {"scored": scored, "windows": count, "batch_size": settings.evaluate.batch_size, "rows": rows}
+    entry = {"scored": scored, "windows": count, "batch_size": settings.evaluate.batch_size, "rows": table}
     return {"occupancy": entry, "seed": settings.run.seed}
 
 
-def _forecast(
-    dataset: OccupancyDataset, sampler: Student | None, name: str, rows: Tensor, number: int, seed: int
-) -> tuple[Tensor, float]:
-    """Latents ``[b, future, C, H, W]`` on the CPU for the held-out samples ``rows``, and the seconds they took."""
-    if name == RECORDED:
-        return dataset.held_out_x[rows], 0.0
-    condition = {key: values[rows] for key, values in dataset.held_out_conditions.items()}
-    if sampler is None:
-        return condition["history"][:, -1:].expand(-1, dataset.sample_shape[0], -1, -1, -1), 0.0
-    noise = standard_normal((len(rows), *dataset.sample_shape), make_generator(seed, "evaluate/noise", number))
-    start = time.perf_counter()
-    on_device = {key: value.to(sampler.device) for key, value in condition.items()}
-    forecast = sampler.generate(noise.to(sampler.device), on_device).cpu()
-    return forecast, time.perf_counter() - start
+def _forecasts(
+    dataset: OccupancyDataset, samplers: Mapping[str, Student], rows: Tensor, number: int, seed: int, phases: Phases
+) -> Iterator[tuple[str, Tensor, float]]:
+    """Of every sampler, and of `RECORDED` and `REPEATED`: the name, latents ``[b, future, C, H, W]`` on the CPU for the
+    held-out samples ``rows``, which are batch ``number``, and the seconds they took.
+    """
+    with phases.phase("sample"):
+        condition = {name: values[rows] for name, values in dataset.held_out_conditions.items()}
+        noise = standard_normal((len(rows), *dataset.sample_shape), make_generator(seed, "evaluate/noise", number))
+    for name, sampler in samplers.items():
+        with phases.phase("sample"):
+            start = time.perf_counter()
+            on_device = {key: value.to(sampler.device) for key, value in condition.items()}
+            forecast = sampler.generate(noise.to(sampler.device), on_device).cpu()
+            seconds = time.perf_counter() - start
+        yield name, forecast, seconds
+    yield RECORDED, dataset.held_out_x[rows], 0.0
+    yield REPEATED, condition["history"][:, -1:].expand(-1, dataset.sample_shape[0], -1, -1, -1), 0.0
+
+
+def _row(name: str, timings: Sequence[tuple[int, float]], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table; ``timings`` are frames and seconds of batches, of which the first one warms up."""
+    role, _, steps = name.partition("-")
+    timed = timings[1:] or timings
+    seconds = sum(spent for _, spent in timed)
+    speed = sum(frames for frames, _ in timed) / seconds if seconds else None
+    return {"role": role, "steps": int(steps) if steps else None, "frames_per_second": speed, **result}
 
 
 def recorded_occupancy(dataset: OccupancyDataset, truth: GroundTruth, rows: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ _SANA_RELEASE = {key: CODE for key in _SANA} | {
 }
 _SANA_LARGER = _SANA | {"distill.batch_size": HERE}
 _OCCFM = {
-    "distill.student_updates": f"{PAPER} (30 epochs of about 28 thousand windows, over both roles)",
+    "distill.student_updates": f"{PAPER} (30 epochs of about 28 thousand, over both roles)",
     "distill.cycle_auxiliary": PAPER,
     "distill.cycle_student": PAPER,
     "distill.batch_size": f"{PAPER} (one on each of eight GPUs)",

@@ -10,7 +10,7 @@ from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.distillation import distill
-from mfd_fast.evaluation import evaluate_run, summarise, write_samples
+from mfd_fast.evaluation import evaluate_run, make_samplers, summarise, write_samples
 from mfd_fast.finished import load_student
 from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.models import build_model, describe_model
@@ -43,6 +43,19 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
     folder.write_network("teacher", dict(teacher.state_dict()), describe_model(teacher))
     distill(teacher, settings("distill.student_steps=2"), dataset, folder.path)
     return folder
+
+
+def test_the_teacher_computes_in_the_precision_of_the_student(run: RunFolder, dataset: Dataset) -> None:
+    """Frames per second and quality are compared: one in float16 and one in float32 would be two machines."""
+    noise, teacher = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), run.read_teacher()
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        chosen = settings(f"distill.precision={precision}")
+        ends[precision] = make_samplers(run, chosen, dataset, torch.device("cpu"))["teacher-1"].generate(noise, {})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = noise - teacher(noise, torch.ones(64)).float()
+    torch.testing.assert_close(ends["bfloat16"], low, rtol=0, atol=0)
+    assert not torch.equal(low, ends["float32"])
 
 
 def test_metrics_hold_what_was_promised(run: RunFolder, dataset: Dataset) -> None:

@@ -346,6 +346,8 @@ def _result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{row['role']:8} {steps}  IoU {row['mean_iou']:5.2f}  mIoU {row['mean_miou']:5.2f}"
             else:
                 yield f"{row['role']:8} {steps}  distance of latents {row['mean_latent_rms']:.3f}"
+        if metrics["occupancy"]["scored"] == "latents":
+            yield "latents were compared: IoU needs --labels, and to decode them --occfm-repo with --occfm-checkpoint"
         return
     for role in ("teacher", "student"):
         for steps, distance in sorted(metrics[role].items(), key=lambda item: int(item[0])):

@@ -25,12 +25,15 @@ def read_plain_pickle(stream: BinaryIO, progress: Callable[[int], None] | None =
         progress: is told now and then how many bytes have been read.
 
     Raises:
-        ValueError: the pickle asks for anything else, is cut off, or describes an array wrongly.
+        ValueError: the pickle asks for anything else, is cut off, or describes an array wrongly; of a list the message
+            says at which entry.
     """
+    machine = _Machine()
     try:
-        return _resolve(_Machine().run(stream, progress), {})
+        return _resolve(machine.run(stream, progress), {})
     except _BROKEN as error:
-        raise ValueError(f"not a readable pickle of arrays: {error or type(error).__name__}") from error
+        what = f"{error or type(error).__name__}{machine.place()}"
+        raise ValueError(f"not a readable pickle of arrays: {what}") from error
 
 
 def check_keys(stream: IO[bytes]) -> None:
@@ -149,6 +152,17 @@ class _Machine:
             if progress is not None and number % _REPORT_EVERY == 0:
                 progress(position or 0)
         raise Refused("it has no end")
+
+    def place(self) -> str:
+        """Where in a list of entries the machine stopped, in words; nothing for other pickles."""
+        if not self._stack or type(self._stack[0]) is not list:
+            return ""
+        # Entries lie above a mark until many of them join the list; above a second mark are the parts of one.
+        number, waiting = len(self._stack[0]), self._stack[2:]
+        if len(self._stack) > 1 and self._stack[1] is _MARK:
+            parts = next((i for i, value in enumerate(waiting) if value is _MARK), None)
+            number += len(waiting) if parts is None else max(0, parts - 1)
+        return f" (at entry {number})"
 
     def _pop(self, count: int) -> list[Any]:
         if len(self._stack) < count:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,6 +16,10 @@ from mfd_fast.models.options import nearest
 HALF_TYPES = (torch.float16, torch.bfloat16)
 SHORT = 32 * 32
 """Pairs of tokens up to which the CPU takes `_written_out`: measured faster at 16 x 16, slower at 64 x 64."""
+MOST_ROWS = 2**16 - 1
+"""Rows of one call. CUDA launches no more blocks along the dimension that flash attention, torch's too, gives the batch
+(Dao-AILab/flash-attention issue 1786); attention over frames has a row for every place, 2500 for one sample of OccFM.
+"""
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -153,4 +158,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str = "sdpa", mask: T
     checked = backend != "sdpa" and not torch.compiler.is_compiling()
     if checked and (reason := why_unavailable(backend, q.device, q.dtype, q.shape[-1])):
         raise RuntimeError(f"attention backend {backend!r} cannot be used: {reason}; or choose attention='sdpa'")
-    return ATTENTION_BACKENDS[backend].run(q, k, v, mask)
+    run = ATTENTION_BACKENDS[backend].run
+    if q.shape[0] <= MOST_ROWS:
+        return run(q, k, v, mask)
+    own_rows = mask is not None and mask.dim() == 4 and mask.shape[0] > 1
+    masks = mask.split(MOST_ROWS) if mask is not None and own_rows else itertools.repeat(mask)
+    return torch.cat([run(*part) for part in zip(*(x.split(MOST_ROWS) for x in (q, k, v)), masks, strict=False)])

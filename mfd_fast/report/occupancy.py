@@ -87,6 +87,9 @@ def occupancy_verdict(record: RunRecord) -> Verdict | None:
     )
     share = student / teachers[most] if teachers[most] > 0 else 0.0
     state: State = "good" if share >= NEAR_TEACHER else "look" if share >= FAR_FROM_TEACHER else "problem"
+    still = next((value for role, _, value in measured if role == "repeated" and value is not None), 0.0)
+    if student < still:  # however close to a teacher that knows no better
+        state, sentence = "problem", f"{sentence} The last frame again, without any forecast, has {show(still)}."
     return Verdict(state, sentence, "Means over all horizons, in per cent; higher is better.")
 
 

@@ -25,7 +25,16 @@ def test_toy(tmp_path: Path, capsys: Any) -> None:
         assert set(rollout) == {"released loop", "mfd_fast, Euler 0.2", "mfd_fast, AB2 0.25"}
         assert all(0 < seen["gradient_error"] < 0.2 for seen in rollout.values())
         assert all(seen["seconds"] > 0 and seen["synchronisations"] is None for seen in cycle.values())
-    assert "OccFM toy" in capsys.readouterr().out
+        update, forecast = found[f"student update, batch {rows}"], found[f"forecast, batch {rows}"]
+        # Ten times as many auxiliary updates are in a cycle.
+        assert all(0 < update[name]["seconds"] < cycle[name]["seconds"] for name in ("released loop", "mfd_fast"))
+        assert set(forecast) == {"teacher, 10 steps", "student, 1 step"}
+        for seen in forecast.values():
+            assert seen["frames_per_second"] == pytest.approx(2 * rows / seen["seconds"])
+        assert forecast["student, 1 step"]["seconds"] < forecast["teacher, 10 steps"]["seconds"]
+    said = capsys.readouterr().out
+    assert "OccFM toy" in said
+    assert said.count("frames/s") == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -228,6 +228,13 @@ def test_the_whole_way_over_files(released: Path, cli: Callable[..., Any], tmp_p
     assert result.code == 0, result.err
     assert "teacher     2 steps  IoU" in result.out
     assert "recorded             IoU 100.00" in result.out
+    assert "latents were compared" not in result.out
+    settings = RunFolder(Path("run")).read_settings()
+    RunFolder(Path("run")).write_settings(replace(settings, evaluate=replace(settings.evaluate, labels=None)))
+    result = cli("evaluate", "run")
+    assert result.code == 0, result.err
+    assert "recorded             distance of latents 0.000" in result.out
+    assert "latents were compared: IoU needs --labels" in result.out
 
 
 def test_toy_command(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,30 @@ def test_what_no_pickle_of_arrays_does_is_refused(content: bytes, message: str) 
         read(content)
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("number", [0, 999, 1000, 1700])
+def test_of_a_list_the_entry_is_named(number: int, protocol: int, tmp_path: Path) -> None:
+    # pickle writes lists a thousand entries at a time.
+    entries: list[Any] = [{"x": [number], "y": 2.0} for number in range(2000)]
+    whole = pickle.dumps(entries, protocol=protocol)
+    assert read(whole) == entries
+    for attack in (_Runs(os.mkdir, str(tmp_path / "executed")), {"x": [1], "y": _Runs(os.mkdir, "executed")}):
+        entries[number] = attack
+        with pytest.raises(ValueError, match=rf"mkdir, which is refused \(at entry {number}\)$"):
+            read(pickle.dumps(entries, protocol=protocol))
+    with pytest.raises(ValueError, match=r"mkdir, which is refused$"):
+        read(pickle.dumps({"infos": entries}, protocol=protocol))
+
+
+def test_a_cut_list_names_its_last_entry() -> None:
+    content = pickle.dumps([{"x": np.arange(9.0) + number} for number in range(2000)], protocol=4)
+    for share in (0.3, 0.7):
+        number = int(share * 2000)
+        with pytest.raises(ValueError, match=r"\(at entry (\d+)\)$") as caught:
+            read(content[: int(share * len(content))])
+        assert abs(int(str(caught.value).rpartition(" ")[2][:-1]) - number) < 10
+
+
 def test_containers_that_share_a_lot_are_read_once() -> None:
     # 2 to the power of 60 paths through 61 lists.
     value: list[Any] = [1]

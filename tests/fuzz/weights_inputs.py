@@ -13,7 +13,7 @@ from inputs import Parser, folder, in_file, with_spoilt
 from safetensors.torch import save
 
 from mfd_fast.data.occupancy.convert import convert, read_entries, read_order
-from mfd_fast.data.occupancy.labels import LabelFiles, read_labels
+from mfd_fast.data.occupancy.labels import label_paths, read_labels
 from mfd_fast.data.occupancy.store import KINDS, FramesOnDisk
 from mfd_fast.data.prompt_store import PromptStore
 from mfd_fast.models.diffusers_lora import FILE_NAME, METADATA, read_lora
@@ -63,8 +63,7 @@ def all_frames(place: Path) -> object:
         values += [frames.read(kind, first, len(scene.tokens)) for kind in KINDS]
         first += len(scene.tokens)
     inside = place.with_name("grids")
-    inside.mkdir(exist_ok=True)
-    paths = LabelFiles(inside, frames.scenes)._paths
+    paths = label_paths(inside, frames.scenes)
     assert all(path.resolve().is_relative_to(inside.resolve()) for path in paths), "out of its folder"
     return values
 

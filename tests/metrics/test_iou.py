@@ -85,6 +85,14 @@ def test_batches_and_processes_add_up() -> None:
     assert parts[0].result() == whole.result()
 
 
+def test_many_classes() -> None:
+    """Pairs of labels beyond sixteen bits."""
+    truth = torch.arange(300, dtype=torch.int16).view(1, 1, 300)
+    counter = IoUCounter(1, 299)
+    counter.update(truth, truth)
+    assert torch.equal(counter.counts[0], torch.eye(300, dtype=torch.int64))
+
+
 def test_perfect_and_empty() -> None:
     _, truth = grids(0)
     counter = IoUCounter(4, CLASSES)
@@ -103,6 +111,9 @@ def test_perfect_and_empty() -> None:
         (torch.zeros(1, 4, 2), torch.zeros(1, 4, 3), r"alike, got \[1, 4, 2\] and \[1, 4, 3\]"),
         (torch.full((1, 4, 2), 6), torch.zeros(1, 4, 2), "forecast: expected labels from 0 to 5, got 6 to 6"),
         (torch.zeros(1, 4, 2), torch.full((1, 4, 2), -1), "truth: expected labels from 0 to 5, got -1 to -1"),
+        # 156 and 65436 are -100 in eight and sixteen bits.
+        (torch.zeros(1, 4, 2), torch.full((1, 4, 2), 156, dtype=torch.uint8), "truth: .* got 156 to 156"),
+        (torch.zeros(1, 4, 2), torch.full((1, 4, 2), 65436), "truth: .* got 65436 to 65436"),
     ],
 )
 def test_wrong_grids_are_named(forecast: Tensor, truth: Tensor, message: str) -> None:

@@ -86,6 +86,32 @@ def test_xformers_takes_the_masks_of_sdpa(shape: tuple[int, ...], kind: str) -> 
     assert not torch.allclose(expected, attention(q, k, v))
 
 
+@pytest.mark.parametrize("shape", [None, (5, 7), (1, 3, 5, 7), (6, 1, 5, 7)], ids=str)
+def test_rows_beyond_what_a_gpu_launches_are_computed_in_parts(
+    shape: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = (x.repeat(3, 1, 1, 1).requires_grad_() for x in tensors())
+    mask = None if shape is None else torch.randn(shape, dtype=torch.float64)
+    expected = attention(q, k, v, mask=mask)
+    rows: list[int] = []
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        rows.append(len(q))
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", ATTENTION_BACKENDS["sdpa"]._replace(run=counted))
+    monkeypatch.setattr("mfd_fast.models.attention.MOST_ROWS", 4)
+    got = attention(q, k, v, mask=mask)
+    assert rows == [4, 2]
+    torch.testing.assert_close(got, expected)
+    for mine, other in zip(
+        *(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (got, expected)), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v, mask=mask), expected)
+
+
 @pytest.mark.usefixtures("fake_packages")
 def test_flash_attn_refuses_masks() -> None:
     q, k, v = tensors()

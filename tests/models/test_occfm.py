@@ -17,6 +17,7 @@ from mfd_fast.models import build_model, describe_model, model_from_description,
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.models.occfm import OccupancyVelocity, TransitionModel
 from mfd_fast.presets import PRESETS
+from mfd_fast.settings_io import load_settings
 from mfd_fast.student import Student
 from mfd_fast.types import RowGroup
 
@@ -74,6 +75,39 @@ def test_sizes_of_the_released_configurations(channels: int, length: int, millio
     assert round(sum(value.numel() for value in model.state_dict().values()) / 1e6, 3) == millions
     fixed = sum(value.numel() for value in model.buffers() if value.is_floating_point())
     assert fixed == 2500 * 128 + 12 * 128
+
+
+@pytest.mark.parametrize(
+    ("preset", "channels", "poses", "shown"),
+    [
+        ("occfm", 16, 6, 4),
+        ("occfm-8x3090", 16, 6, 4),
+        ("occfm-fut", 16, 12, 4),
+        ("occfm-4c", 4, 6, 6),
+        ("occfm-8c", 8, 6, 6),
+        ("occfm-64c", 64, 6, 6),
+    ],
+)
+def test_presets_are_the_released_configurations(preset: str, channels: int, poses: int, shown: int) -> None:
+    """IN_CHANNELS, TRAJECTORY_LENGTH, HIST_LAST, LOSS and OPTIMIZATION of ``tools/cfgs``, with eight cards."""
+    settings = load_settings(preset)
+    data = settings.data.options
+    assert data.get("channels", 16) == channels
+    assert (data["history"], data["future"], data["history_last"]) == (6, 6, shown)
+    assert settings.model.options == {"trajectory_length": poses}
+    teacher, cards = settings.teacher, 8
+    assert teacher.batch_size == 4 * cards
+    windows = 28130 - 700 * 11
+    assert teacher.updates == pytest.approx(200 * windows / teacher.batch_size, rel=0.01)
+    assert teacher.condition_dropout == 0.2
+    assert (teacher.times.law, teacher.times.mean, teacher.times.std) == ("logit-normal", 0.0, 1.0)
+    assert teacher.ema_decay == 0.9999
+    optimizer = teacher.optimizer
+    assert optimizer.learning_rate == pytest.approx(2e-5 * 4 * cards)
+    assert (optimizer.name, optimizer.weight_decay, optimizer.warmup_updates) == ("adamw", 0.01, 1000)
+    assert (optimizer.schedule, optimizer.final_fraction, optimizer.clip_norm) == ("cosine", 0.2, 5.0)
+    assert (settings.distill.guidance_scale, settings.evaluate.teacher_guidance_scale) == (2.0, 2.0)
+    assert (max(settings.evaluate.teacher_steps), settings.evaluate.teacher_shift) == (10, 3.0)
 
 
 def test_names_and_shapes_of_the_released_weights() -> None:

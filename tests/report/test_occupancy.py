@@ -86,6 +86,17 @@ def test_verdict(student: float, state: str, run: Path) -> None:
     )
 
 
+def test_a_forecast_that_is_worse_than_none_is_a_problem(run: Path) -> None:
+    """A student like its teacher is no success where both know nothing."""
+    for still, state in ((35.0, "good"), (44.0, "problem")):
+        values = metrics(36.0)
+        values["occupancy"]["rows"].append(row("repeated", None, still))
+        verdict = occupancy_verdict(measured(run, values))
+        assert verdict is not None
+        assert verdict.state == state
+        assert ("The last frame again, without any forecast, has 44.0." in verdict.sentence) == (state == "problem")
+
+
 def test_latents_alone(run: Path) -> None:
     rows = [
         {"role": "student", "steps": 1, "frames_per_second": 3.0, "latent_rms": [0.5, 0.6], "mean_latent_rms": 0.55}

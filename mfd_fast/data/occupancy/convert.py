@@ -144,7 +144,7 @@ def read_entries(path: Path) -> tuple[dict[str, _Entry], int]:
     """The entries of a cache by token, and how many repeated one that had come before; errors as in `convert`."""
     content = _read(path)
     if not isinstance(content, list) or not content:
-        kind = "an empty list" if content == [] else f"a {type(content).__name__}"
+        kind = "an empty list" if isinstance(content, list) else f"a {type(content).__name__}"
         raise ValueError(f"{path} is no cache of latents: expected a list with one entry for each frame, got {kind}")
     entries: dict[str, _Entry] = {}
     repeated = 0

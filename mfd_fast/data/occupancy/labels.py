@@ -59,17 +59,28 @@ class LabelsInMemory:
 class LabelFiles:
     """`GroundTruth` in files ``FOLDER/SCENE/TOKEN/labels.npz``.
 
-    Raises NotADirectoryError when there is no such folder.
+    Raises NotADirectoryError when there is no such folder, and FileNotFoundError when files of ``scenes`` are missing.
     """
 
     def __init__(self, folder: Path, scenes: Sequence[Scene]) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(f"labels: expected the folder that holds SCENE/TOKEN/labels.npz, got {folder}")
-        self._paths = [folder / scene.name / token / "labels.npz" for scene in scenes for token in scene.tokens]
+        self._paths = label_paths(folder, scenes)
+        # Now, not when an evaluation that has run for an hour comes to the first of them.
+        missing = [path for path in self._paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"labels: {len(missing)} of {len(self._paths)} files are missing in {folder}, the first is {missing[0]}"
+            )
 
     def labels(self, first: int, count: int) -> Tensor:
-        """See `GroundTruth`; FileNotFoundError or ValueError name the file."""
+        """See `GroundTruth`; ValueError names a file that is damaged."""
         return torch.stack([read_labels(path) for path in self._paths[first : first + count]])
+
+
+def label_paths(folder: Path, scenes: Sequence[Scene]) -> list[Path]:
+    """Where the grids of all frames of ``scenes`` lie in ``folder``, in order."""
+    return [folder / scene.name / token / "labels.npz" for scene in scenes for token in scene.tokens]
 
 
 def read_labels(path: Path) -> Tensor:

@@ -145,14 +145,21 @@ def _token(number: int) -> str:
         ([1, 2], "entry 0: expected a dictionary, got int"),
         ([], "no cache of latents: expected a list with one entry for each frame, got an empty list"),
         (infos(), "no cache of latents: expected a list with one entry for each frame, got a dict"),
-        (pickle.dumps(entries())[:-100], r"latents\.pkl \(\d+ bytes\): not a readable pickle of arrays"),
+        (
+            pickle.dumps(np.array(entries(), dtype=object)),
+            r"latents\.pkl is no cache of latents: expected a list with one entry for each frame, got a ndarray",
+        ),
+        (
+            pickle.dumps(entries())[:-100],
+            r"latents\.pkl \(\d+ bytes\): not a readable pickle of arrays: .* \(at entry 11\)",
+        ),
         (b"no pickle", r"latents\.pkl \(9 bytes\): not a readable pickle of arrays"),
     ],
     ids=[
         *("other-size", "two-rows", "dimensions", "whole-numbers", "list", "nan", "beyond-float32", "pose"),
         *("no-path", "two-paths"),
         *("folded-path", "other-scene"),
-        *("short-path", "numbers", "empty", "infos-as-latents", "cut", "text"),
+        *("short-path", "numbers", "empty", "infos-as-latents", "array", "cut", "text"),
     ],
 )
 def test_wrong_latents_name_file_and_entry(latents: Any, message: str, tmp_path: Path) -> None:

@@ -194,10 +194,12 @@ def test_label_files(tmp_path: Path) -> None:
     grid = np.random.default_rng(0).integers(0, 18, (4, 5, 2)).astype(np.uint8)
     np.savez(path, semantics=grid, mask_camera=grid)
     assert read_labels(path).tolist() == grid.tolist()
-    files = LabelFiles(tmp_path, [Scene("scene", ("token", "lost"))])
+    files = LabelFiles(tmp_path, [Scene("scene", ("token",))])
     assert files.labels(0, 1).shape == (1, 4, 5, 2)
+    with pytest.raises(FileNotFoundError, match=r"labels: 2 of 3 files are missing in .*, the first is .*lost"):
+        LabelFiles(tmp_path, [Scene("scene", ("token", "lost", "gone"))])
     with pytest.raises(FileNotFoundError, match=r"labels: there is no file .*lost"):
-        files.labels(0, 2)
+        read_labels(tmp_path / "lost")
     with pytest.raises(NotADirectoryError, match="labels: expected the folder that holds SCENE/TOKEN"):
         LabelFiles(tmp_path / "nowhere", [])
     for content, message in (({"semantics": grid.astype(int)}, "got int64"), ({"semantics": grid + 1}, "up to 18"),
