@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mfd_fast.config import DistillSettings
 from mfd_fast.fields import autocast
 from mfd_fast.methods import Method, MethodOptions, make_method
-from mfd_fast.methods.base import Actors, Batch, Loss, Needs
+from mfd_fast.methods.base import Actors, Batch, Loss, Needs, averaged
 from mfd_fast.partial_guidance import check_savings
 from mfd_fast.rollout.compiled import compiled_field, measured_choices
 from mfd_fast.rollout.execute import pair_options
@@ -202,7 +202,7 @@ class DistillTraining:
         report = self._step(role)
         if role == "student":
             self._after_student_update(report.skipped)
-        logs = {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
+        logs = {name: averaged(name, torch.stack([part[name] for part in parts])) for name in parts[0]}
         return Update(role, report, logs.pop("loss"), logs)
 
     def _check_teacher(self, student_updates: int) -> None:
