@@ -23,6 +23,7 @@ from mfd_fast.sharing import shared_copy
 from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
 from mfd_fast.task import Task
+from mfd_fast.training.checkpoint import latest_checkpoint
 from mfd_fast.training.conditions import ConditionTable
 from mfd_fast.training.context import Context, make_context
 from mfd_fast.training.distill import DistillTraining, method_from
@@ -31,7 +32,7 @@ from mfd_fast.training.making_roles import DEFAULT_NEEDS, make_roles
 from mfd_fast.training.optimizing import PRECISIONS
 from mfd_fast.training.requirements import check_derivative, check_runner, check_settings, check_task
 from mfd_fast.training.roles import Roles
-from mfd_fast.training.starts import begin_from_adapters, note_start
+from mfd_fast.training.starts import begin_from_adapters, given_adapters, note_start
 from mfd_fast.training.teacher_weights import low_precision_teacher
 
 
@@ -83,7 +84,7 @@ def distill(
     seed = settings.run.seed
     frozen = frozen_copy(teacher, context)
     roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0), needs, context)
-    begun = {} if resume is True else begin_from_adapters(roles, settings.distill)  # else a checkpoint has them
+    begun = begin_roles(roles, settings.distill, folder.distill_checkpoints(), resume)
     student = make_student(roles, task, settings.distill, context.device, needs)
     samples = task.samples if needs.data else None
     conditions = ConditionTable(task.conditions, task.negative_condition, seed, samples)
@@ -141,6 +142,13 @@ def check_same_teacher(folder: RunFolder, teacher: nn.Module) -> None:
     given = {name: value.detach().cpu() for name, value in teacher.state_dict().items()}
     if kept.keys() != given.keys() or not all(torch.equal(kept[name], given[name]) for name in kept):
         raise ValueError(f"{folder.path} holds another teacher than the one given: choose another folder")
+
+
+def begin_roles(roles: Roles, settings: DistillSettings, checkpoints: Path, resume: Resume) -> dict[str, Any]:
+    """`begin_from_adapters`, unless a checkpoint has the adapters: then their files may be gone."""
+    if not given_adapters(settings) or resume is True or (resume and latest_checkpoint(checkpoints)[0] is not None):
+        return {}
+    return begin_from_adapters(roles, settings)
 
 
 def frozen_copy(teacher: nn.Module, context: Context) -> nn.Module:

@@ -92,11 +92,14 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def stored_variant(part: Path) -> str | None:
-    """The variant ("bf16", "fp16") of a part's weights where the folder holds nothing else."""
-    names = [path.name for path in part.glob("*.safetensors*")]
-    found = {match[1] for name in names if (match := re.match(r"[a-z_]+\.(bf16|fp16)[.-]", name))}
-    plain = any(re.match(r"[a-z_]+(-\d+-of-\d+)?\.safetensors", name) for name in names)
-    return found.pop() if len(found) == 1 and not plain else None
+    """The variant ("bf16", "fp16") of a part's weights where the folder holds nothing else.
+
+    An index of shards is no weights, and has a name like theirs: ``model.safetensors.index.bf16.json``.
+    """
+    shard = r"(?:-\d+-of-\d+)?"
+    matches = [re.fullmatch(rf"\w+{shard}(?:\.(\w+))?{shard}\.safetensors", path.name) for path in part.iterdir()]
+    found = {match[1] for match in matches if match is not None}
+    return found.pop() if len(found) == 1 else None
 
 
 def check_schedule(folder: Path, sampler: str, shift: float) -> str | None:

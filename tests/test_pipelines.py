@@ -73,6 +73,9 @@ def test_the_scheduler(tmp_path: Path) -> None:
         (["diffusion_pytorch_model.bf16.safetensors"], "bf16"),
         (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], "fp16"),
         (["model-00001-of-00002.safetensors", "model.bf16.safetensors"], None),
+        (["model-00001-of-00002.fp16.safetensors", "model.safetensors.index.fp16.json"], "fp16"),
+        (["model.bf16.safetensors", "model.safetensors.index.json"], "bf16"),
+        (["model.bf16.safetensors", "model.fp16.safetensors"], None),
         ([], None),
     ],
 )
@@ -82,11 +85,13 @@ def test_weights_of_a_variant_are_found(files: list[str], variant: str | None, t
     assert stored_variant(tmp_path) == variant
 
 
-def test_weights_of_a_variant_are_loaded(make_sana: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", ["10GB", "20KB"], ids=["whole", "shards"])
+def test_weights_of_a_variant_are_loaded(make_sana: object, tmp_path: Path, largest: str) -> None:
     from mfd_fast.models.sana import load_transformer
 
     made = make_sana()  # type: ignore[operator]
-    made.save_pretrained(tmp_path / "transformer", variant="bf16")
+    made.save_pretrained(tmp_path / "transformer", variant="bf16", max_shard_size=largest)
+    assert (len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1) == (largest == "20KB")
     assert weights_digest(load_transformer(tmp_path)) == weights_digest(made)
 
 

@@ -17,6 +17,8 @@ from mfd_fast.student import Student
 from mfd_fast.types import Condition, VelocityField
 
 OWN_OPTIONS = "distill.method_options"
+ROOTS = frozenset({"velocity_gap", "velocity_gap_bins", "residual"})
+"""Names in `Loss.logs` that are root mean squares."""
 
 
 class Discriminator(Protocol):
@@ -125,9 +127,14 @@ class Loss(NamedTuple):
     value: Tensor
     """Scalar; the mean over all elements of the share."""
     logs: dict[str, Tensor]
-    """Detached scalars or short vectors."""
+    """Detached scalars or short vectors. Over backward passes and processes they are averaged, `ROOTS` by squares."""
     discriminator: Tensor | None = None
     """Scalar loss of the discriminator, for methods that train one beside the auxiliary."""
+
+
+def averaged(name: str, parts: Tensor) -> Tensor:
+    """One entry of `Loss.logs` from its values ``[parts, ...]`` in the parts of a batch; NaN does not count."""
+    return parts.square().nanmean(0).sqrt() if name in ROOTS else parts.nanmean(0)
 
 
 class Method:

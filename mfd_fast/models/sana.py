@@ -200,8 +200,8 @@ class SanaNetwork(nn.Module):
         return picture
 
     def _text_dtype(self) -> torch.dtype:
-        weight: Tensor = self._net.proj_out.weight
-        return weight.dtype
+        table: Tensor = self._net.scale_shift_table  # no Linear, which an adapter may stand in for
+        return table.dtype
 
 
 def check_transformer(transformer: nn.Module) -> None:

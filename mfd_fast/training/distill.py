@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mfd_fast.config import DistillSettings
 from mfd_fast.fields import autocast
 from mfd_fast.methods import Method, MethodOptions, make_method
-from mfd_fast.methods.base import Actors, Batch, Loss, Needs
+from mfd_fast.methods.base import Actors, Batch, Loss, Needs, averaged
 from mfd_fast.partial_guidance import check_savings
 from mfd_fast.rollout.compiled import compiled_field, measured_choices
 from mfd_fast.rollout.execute import pair_options
@@ -171,12 +171,14 @@ class DistillTraining:
         if self._sharded:
             engines = {role: sharded.field() for role, sharded in self._sharded.items()}
             return Updates(engines.get("auxiliary", auxiliary), engines.get("student", self._student.field), False)
-        share, device = self._shares[0], self._context.device
+        share, device, student = self._shares[0], self._context.device, self._student
+        if self._method.needs.renoising:  # such methods train one step at a time
+            student = replace(student, steps=1, grad_steps=None)
         x = torch.zeros(share.rows, *self._student.sample_shape, dtype=torch.float32, device=device)
         return make_updates(
             self._settings.compile if "auxiliary" in self._trained else "off",
             auxiliary,
-            self._student.field,
+            student,
             {role: self._roles.parameters(role) for role in self._trained},
             Work(self.total_updates * len(self._shares), x, self._conditions.draw(0, share, device)),
             lambda words: print(f"{self.title}: {words}", flush=True) if self._context.world.is_main else None,
@@ -202,7 +204,7 @@ class DistillTraining:
         report = self._step(role)
         if role == "student":
             self._after_student_update(report.skipped)
-        logs = {name: torch.stack([part[name] for part in parts]).nanmean(0) for name in parts[0]}
+        logs = {name: averaged(name, torch.stack([part[name] for part in parts])) for name in parts[0]}
         return Update(role, report, logs.pop("loss"), logs)
 
     def _check_teacher(self, student_updates: int) -> None:

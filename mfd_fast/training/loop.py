@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mfd_fast.methods.base import ROOTS
 from mfd_fast.run_folder import versions
 from mfd_fast.storage import only_writer, sha256
 from mfd_fast.streams import derive_seed, kept_random_state
@@ -166,11 +167,12 @@ def _run(
 
 def _log_line(result: Update, skipped: int, world: World) -> dict[str, Value]:
     measured = {"loss": result.loss.detach().reshape(1), **{k: v.detach().reshape(-1) for k, v in result.logs.items()}}
-    flat = world.mean(torch.cat([value.to("cpu", torch.float64) for value in measured.values()]))
-    parts = torch.split(flat, [value.numel() for value in measured.values()])
+    wide = {name: value.to("cpu", torch.float64) for name, value in measured.items()}
+    flat = world.mean(torch.cat([value.square() if name in ROOTS else value for name, value in wide.items()]))
     values: dict[str, Value] = {"role": result.role}
-    for (name, tensor), part in zip(measured.items(), parts, strict=True):
-        values[name] = part.tolist() if tensor.numel() > 1 else part.item()
+    for name, part in zip(wide, torch.split(flat, [value.numel() for value in wide.values()]), strict=True):
+        mean = part.sqrt() if name in ROOTS else part
+        values[name] = mean.tolist() if len(mean) > 1 else mean.item()
     report = result.report
     return values | {"grad_norm": float(report.grad_norm), "learning_rate": report.learning_rate, "skipped": skipped}
 

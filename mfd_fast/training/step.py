@@ -8,6 +8,8 @@ Linears go through the faster of the two matrix products, in both directions (`m
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mfd_fast.rollout.compiled import NotCompilable, own_code, use_onednn, with_copies
 from mfd_fast.rows import first_rows
 from mfd_fast.sharing import copied_module
+from mfd_fast.student import Student
 from mfd_fast.types import VelocityField
 
 WORTH_COMPILING = {"cpu": 1e14, "cuda": 1e17}
@@ -57,7 +60,7 @@ class Work(NamedTuple):
 def make_updates(
     setting: str,
     auxiliary: VelocityField,
-    student: VelocityField,
+    student: Student,
     parameters: Mapping[str, list[nn.Parameter]],
     work: Work,
     say: Callable[[str], None],
@@ -67,7 +70,7 @@ def make_updates(
     Args:
         setting: "on", "off", or "auto" for where it is worth the time.
         auxiliary: the auxiliary.
-        student: the student's network.
+        student: what generates the samples of the student's updates.
         parameters: what is trained, by role.
         work: what there is to compute.
         say: is told what happens.
@@ -75,15 +78,15 @@ def make_updates(
     Raises:
         ValueError: "on" where it is not possible.
     """
-    eager = Updates(auxiliary, student, False)
+    eager = Updates(auxiliary, student.field, False)
     if setting == "off" or (setting == "auto" and not _worth_compiling(auxiliary, work)):
         return eager
     say("compiling the updates, which takes a minute or more")
     begin = time.monotonic()
     try:
-        updates = Updates(trained_copy(auxiliary), trained_copy(student), True)
-        try_out(updates.auxiliary, parameters["auxiliary"], work)
-        try_out(updates.student, parameters["student"], work)
+        updates = Updates(trained_copy(auxiliary), trained_copy(student.field), True)
+        try_out(partial(_velocity, updates.auxiliary, work), parameters["auxiliary"])
+        try_out(partial(_samples, replace(student, field=updates.student), work), parameters["student"])
     except CannotCompile as why:
         if setting == "on":
             raise ValueError(f"distill.compile is on but not possible: {why}") from why
@@ -118,8 +121,19 @@ def _compiled(module: nn.Module) -> object:
     return torch.compile(own_code(copied), dynamic=False)
 
 
-def try_out(field: VelocityField, parameters: list[nn.Parameter], work: Work) -> None:
-    """Compile a `trained_copy` for its work, forward and backward; no gradient is kept.
+def _velocity(field: VelocityField, work: Work) -> Tensor:
+    rows = len(work.x)
+    velocity: Tensor = field(work.x, torch.ones(rows, device=work.x.device), **first_rows(work.condition, rows))
+    return velocity
+
+
+def _samples(student: Student, work: Work) -> Tensor:
+    """All steps: the first starts from a constant and the others do not, which are two graphs."""
+    return student.generate(work.x, work.condition, with_gradient=True, fresh=lambda: torch.zeros_like(work.x))
+
+
+def try_out(compute: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
+    """Compile what ``compute`` does with a `trained_copy`, forward and backward; no gradient is kept.
 
     Raises:
         CannotCompile: the compiler failed.
@@ -128,9 +142,7 @@ def try_out(field: VelocityField, parameters: list[nn.Parameter], work: Work) ->
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    rows = len(work.x)
     try:
-        velocity = field(work.x, torch.ones(rows, device=work.x.device), **first_rows(work.condition, rows))
-        torch.autograd.grad(velocity.float().square().mean(), parameters, allow_unused=True)
+        torch.autograd.grad(compute().float().square().mean(), parameters, allow_unused=True)
     except (TorchDynamoException, InductorError) as error:
         raise CannotCompile(f"torch.compile failed: {str(error).splitlines()[0]}") from error

@@ -186,7 +186,10 @@ def test_a_run_goes_on_from_an_adapter_of_the_script(
     noted = json.loads((Path("run") / "adapters.json").read_text())
     shutil.rmtree("checkpoint-7")
     assert "distill.student_lora was 'checkpoint-7', is None" in refused(*sana.distill(Path("run")), "--resume")
-    resumed = cli(*sana.distill(Path("run")), *given, "--resume")
+    with monkeypatch.context() as patch:
+        stop_in_update(patch, 7)
+        assert cli(*sana.distill(Path("run")), *given, "--resume").code == 75
+    resumed = cli(*sana.distill(Path("run")), *given, "--resume", "auto")
     assert resumed.code == 0, resumed.err
     assert "begins from" not in resumed.out
     assert json.loads((Path("run") / "adapters.json").read_text()) == noted

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mfd_fast.models import build_model
 from mfd_fast.models.diffusers_lora import FILE_NAME, load_lora, read_lora, save_lora, save_merged
 from mfd_fast.models.lora import LoRARoles
-from mfd_fast.models.sana import SanaNetwork, SanaRoles
+from mfd_fast.models.sana import RELEASED_TARGETS, SanaNetwork, SanaRoles
 from mfd_fast.student import Student
 
 Make = Callable[..., Any]
@@ -61,11 +61,17 @@ def latents(pipe: Any, noise: Tensor, batch: Any, sampler: str = "euler") -> Ten
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpm++"])
-@pytest.mark.parametrize("lora_alpha", [4, 8, 3])
+@pytest.mark.parametrize(("lora_alpha", "targets"), [(4, RELEASED_TARGETS), (8, RELEASED_TARGETS), (3, None)])
 def test_the_pipeline_with_the_file_makes_the_students_latents(
-    make_sana: Make, sana_batch: Any, randomize: Any, tmp_path: Path, lora_alpha: int, sampler: str
+    make_sana: Make,
+    sana_batch: Any,
+    randomize: Any,
+    tmp_path: Path,
+    lora_alpha: int,
+    targets: Sequence[str] | None,
+    sampler: str,
 ) -> None:
-    roles, batch = SanaRoles(make_sana(), rank=4, lora_alpha=lora_alpha), sana_batch(3)
+    roles, batch = SanaRoles(make_sana(), rank=4, lora_alpha=lora_alpha, targets=targets), sana_batch(3)
     randomize(roles)
     noise = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(1))
     student = Student(roles.student, (4, 8, 8), 4, 3.0, sampler=sampler)

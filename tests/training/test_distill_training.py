@@ -70,6 +70,8 @@ def test_accumulated_parts_equal_one_large_batch(start: Start) -> None:
         a, b = one.run_update(update), four.run_update(update)
         assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-5)
         assert b.report.grad_norm.item() == pytest.approx(a.report.grad_norm.item(), rel=1e-4)
+        if a.role == "student":  # a root mean square over the whole batch
+            assert b.logs["velocity_gap"].item() == pytest.approx(a.logs["velocity_gap"].item(), rel=1e-4)
     for role in ("auxiliary", "student"):
         torch.testing.assert_close(weights(roles_four, role), weights(roles_one, role), rtol=0, atol=1e-6)
     assert (weights(roles_one, "student") - before).abs().max() > 1e-4

@@ -160,6 +160,8 @@ def test_two_processes_equal_one(
     for line, other in zip(*(map(json.loads, log) for log in logs), strict=True):
         assert other["loss"] == pytest.approx(line["loss"], rel=1e-4)
         assert other["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-4)
+        if line["role"] == "student":  # a root mean square over the whole batch
+            assert other["velocity_gap"] == pytest.approx(line["velocity_gap"], rel=1e-4)
 
     assert not (folder / "run-1").exists(), "only the first process writes"
     assert two["stdout"].count("distillation: 12/12 updates") == 1

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.lora import LoRARoles
 from mfd_fast.ops import linear
 from mfd_fast.run_folder import RunFolder
+from mfd_fast.student import Student
 from mfd_fast.task import Task
 from mfd_fast.training import step
 from mfd_fast.training.distill import DistillTraining
@@ -93,7 +95,8 @@ def made(setting: str, monkeypatch: pytest.MonkeyPatch, limit: float) -> tuple[b
     monkeypatch.setitem(step.WORTH_COMPILING, "cpu", limit)
     fields, said = (Product(), Product()), []
     parameters = {name: list(field.parameters()) for name, field in zip(("auxiliary", "student"), fields, strict=True)}
-    updates = make_updates(setting, *fields, parameters, work(7, 10), said.append)
+    student = Student(fields[1], (4,))
+    updates = make_updates(setting, fields[0], student, parameters, work(7, 10), said.append)
     assert updates.compiled or (updates.auxiliary, updates.student) == fields
     assert all(parameter.grad is None for group in parameters.values() for parameter in group)
     return updates.compiled, said
@@ -110,6 +113,60 @@ def test_auto_compiles_what_is_large(
     compiled, said = made(setting, monkeypatch, limit)
     assert compiled is expected
     assert [words.split(" ")[0] for words in said] == (["compiling", "compiled"] if expected else [])
+
+
+class Sum(nn.Module):
+    """A product and what was prepared, or a part of the condition as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, t: Tensor, number: Tensor | None = None, ready: Tensor | None = None) -> Tensor:
+        result: Tensor = self.product(x) + (number if ready is None else ready)
+        return result
+
+
+class Preparing:
+    """A field on a network, as the roles of SANA are, that prepares its condition."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def __call__(self, x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
+        result: Tensor = self.network(x, t, **condition)
+        return result
+
+    def with_network(self, network: Any) -> "Preparing":
+        return Preparing(network)
+
+    def prepare_conditions(self, groups: Any) -> list[dict[str, Tensor]]:
+        return [{"ready": 2 * condition["number"]} for _, condition in groups]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's compiler looks at it
+def test_the_students_updates_are_tried_out_as_they_are() -> None:
+    """From conditions that are prepared, and with steps after the first, which begin from what has a gradient."""
+    network, x, condition = Sum(), torch.randn(3, 4), {"number": torch.ones(3, 4)}
+    parameters = list(network.parameters())
+    student = Student(Preparing(network), (4,), steps=3)
+    updates = make_updates(
+        "on",
+        Preparing(network),
+        student,
+        {"auxiliary": parameters, "student": parameters},
+        Work(1, x, condition),
+        lambda words: None,
+    )
+    tried = counters["stats"]["unique_graphs"]
+    assert tried == 3  # the auxiliary; a step from noise; a step from another
+    eager, compiled = (
+        torch.autograd.grad(of.generate(x, condition, with_gradient=True).square().mean(), parameters)
+        for of in (student, replace(student, field=updates.student))
+    )
+    torch.testing.assert_close(compiled, eager)
+    assert counters["stats"]["unique_graphs"] == tried
 
 
 def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
