@@ -15,6 +15,8 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -248,7 +250,7 @@ def import_deepspeed(context: Context) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(context.world.local_rank))
     try:
         import deepspeed
-        from deepspeed.utils import logger
+        from deepspeed.utils import groups, logger
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "distill.zero_stage needs DeepSpeed: pip install 'mfd_fast[zero]', or leave zero_stage at 0"
@@ -261,9 +263,17 @@ def import_deepspeed(context: Context) -> Any:
     if not dist.is_initialized():
         backend = "nccl" if context.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    # DeepSpeed's own would wait as long as torch does by default, and outlive the world it was made in.
+    groups._WORLD_GROUP = _group_of_engines(dist.group.WORLD, context.world.patience_seconds)
     # A group that is still there when the interpreter ends can abort it (seen with stage 3).
     atexit.register(leave_world)
     return deepspeed
+
+
+@lru_cache(maxsize=1)
+def _group_of_engines(world: object, patience_seconds: float) -> Any:
+    """The group in which the engines of all roles exchange messages, one for each world that is joined."""
+    return dist.new_group(timeout=timedelta(seconds=patience_seconds))
 
 
 @contextmanager

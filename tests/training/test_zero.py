@@ -173,6 +173,11 @@ class TestTwoProcesses:
         assert "another process of this run is gone" in runs.said("dies", 0)
         assert told["seconds"] < 120
 
+    def test_engines_wait_no_longer_than_the_run_does(self, runs: Runs) -> None:
+        """The first message that process 1 does not answer is one of an engine, in DeepSpeed's own group."""
+        assert runs.told["hangs"]["codes"] == [1, 1]
+        assert "did not answer within run.patience_seconds" in runs.said("hangs", 0)
+
     def test_low_precision_keeps_float32_weights(self, runs: Runs) -> None:
         """Engines compute in bfloat16; the weights that are updated and saved are those of the teacher, not rounded."""
         assert runs.told["two-3-bf16"]["codes"] == [0, 0]

@@ -150,6 +150,7 @@ SCENARIOS: dict[str, tuple[int, tuple[str, ...], Spoil]] = {
     "lora-3": (2, ("--zero", "3", *LORA_STUDENT), nothing),
     "nan": (2, ("--zero", "3"), nan_in_one_rank),
     "dies": (2, ("--zero", "2"), in_update(13, lambda: os.kill(os.getpid(), signal.SIGKILL))),
+    "hangs": (2, ("--zero", "2", "--set", "run.patience_seconds=3"), in_update(13, lambda: time.sleep(9))),
 }
 
 
