@@ -247,7 +247,10 @@ def import_deepspeed(context: Context) -> Any:
         ModuleNotFoundError: it is not installed.
     """
     os.environ.setdefault("DS_ACCELERATOR", context.device.type)
+    # The number of the GPU to DeepSpeed, which moves the process there: not 0 in a run of one process on cuda:1.
     os.environ.setdefault("LOCAL_RANK", str(context.world.local_rank))
+    if context.device.index is not None:
+        os.environ["LOCAL_RANK"] = str(context.device.index)
     try:
         import deepspeed
         from deepspeed.utils import groups, logger

@@ -269,6 +269,23 @@ def test_without_deepspeed_it_is_said_what_to_install(monkeypatch: pytest.Monkey
         import_deepspeed(Context(torch.device("cpu"), World()))
 
 
+@pytest.mark.parametrize(
+    ("device", "launched", "number"), [("cuda:3", "0", "3"), ("cpu", "1", "1"), ("cpu", None, "0")]
+)
+def test_deepspeed_is_told_the_gpu_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, device: str, launched: str | None, number: str
+) -> None:
+    """It moves process and weights to the GPU of this number, whichever the run has chosen."""
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", launched or "")
+    if launched is None:
+        monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ModuleNotFoundError):
+        import_deepspeed(Context(torch.device(device), World()))
+    assert os.environ["LOCAL_RANK"] == number
+
+
 def test_other_errors_than_of_messages_stay_as_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^out of memory$"), zero.peers_in_words():
         raise RuntimeError("out of memory")
