@@ -33,6 +33,10 @@ from mfd_fast.types import VelocityField
 
 BUCKET = 50_000_000
 """Elements of one message; DeepSpeed's own choice of 500 million would need 1 GB for each."""
+GROUP = 200_000_000
+"""Weights of a group of the optimiser. DeepSpeed makes the float32 gradients of one group at a time, which for all
+weights would take 3.8 GiB more of each of two GPUs (SANA 1.6B); but a tensor of two shares is kept whole by both, so
+smaller groups are shared out worse."""
 GROWTH_INTERVAL = 2000
 """Updates without overflow after which the loss scale doubles, as in torch.amp.GradScaler."""
 STATES = ("exp_avg", "exp_avg_sq")
@@ -59,10 +63,12 @@ class Sharded:
         self.rollout = shared_copy(network).requires_grad_(True)
         """The network without hooks."""
         self._parameters = list(network.parameters())
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self._gathered_at_once = _chunks(sizes, BUCKET)
         with peers_in_words():
             self._engine, *_ = deepspeed.initialize(
                 model=_Cast(network, dtype, context.device.type),
-                optimizer=make_optimizer(self._parameters, optimizer)[0],
+                optimizer=_grouped(self._parameters, sizes, optimizer),
                 config=engine_config(settings, optimizer, context),
                 dist_init_required=False,
             )
@@ -172,10 +178,10 @@ class Sharded:
         """Bring the module of the rollouts up to date; nothing to do in stages 1 and 2."""
         if self._stage < 3 or not self._stale:
             return
-        pairs = zip(self._parameters, self.rollout.parameters(), strict=True)
-        for chunk in _chunks(list(pairs)):
-            with everybody_there(), self._zero.zero.GatheredParameters([parameter for parameter, _ in chunk]):
-                for parameter, copied in chunk:
+        copies = list(self.rollout.parameters())
+        for chunk in self._gathered_at_once:
+            with everybody_there(), self._zero.zero.GatheredParameters(self._parameters[chunk]):
+                for parameter, copied in zip(self._parameters[chunk], copies[chunk], strict=True):
                     copied.data.copy_(parameter.data)
         self._stale = False
 
@@ -219,6 +225,8 @@ def engine_config(settings: DistillSettings, optimizer: OptimizerSettings, conte
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
         "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_max_live_parameters": 2 * BUCKET,
+        "stage3_max_reuse_distance": BUCKET,
     }
     if settings.zero_offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": context.device.type == "cuda"}
@@ -291,15 +299,21 @@ def peers_in_words() -> Iterator[None]:
             raise
 
 
-def _chunks(
-    pairs: list[tuple[nn.Parameter, nn.Parameter]],
-) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
-    """Neighbours with about `BUCKET` elements together."""
-    chunk: list[tuple[nn.Parameter, nn.Parameter]] = []
-    for pair in pairs:
-        if chunk and sum(copied.numel() for _, copied in [*chunk, pair]) > BUCKET:
-            yield chunk
-            chunk = []
-        chunk.append(pair)
-    if chunk:
-        yield chunk
+def _grouped(parameters: Sequence[nn.Parameter], sizes: Sequence[int], settings: OptimizerSettings) -> Any:
+    """An optimiser with groups of about `GROUP` weights."""
+    first, *others = (parameters[chunk] for chunk in _chunks(sizes, GROUP))
+    optimizer = make_optimizer(first, settings)[0]
+    for group in others:
+        optimizer.add_param_group({"params": group})
+    return optimizer
+
+
+def _chunks(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Neighbours with at most ``limit`` elements together, if not one alone has more."""
+    starts, filled = [0], 0
+    for index, size in enumerate(sizes):
+        if filled and filled + size > limit:
+            starts.append(index)
+            filled = 0
+        filled += size
+    return [slice(first, end) for first, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]

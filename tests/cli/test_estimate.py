@@ -34,7 +34,7 @@ def test_sana_with_a_full_auxiliary(cli: Callable[..., tuple[int, str, str]]) ->
     found = json.loads(out)
     assert code == 0
     assert found["fits"]
-    assert found["host"] == 14 * 1_604_462_752
+    assert found["host"] == 18 * 1_604_462_752
     assert found["total"] == pytest.approx(sum(term["bytes"] for term in found["terms"]))
 
 

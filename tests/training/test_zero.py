@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mfd_fast.config import SettingError, Settings
+from mfd_fast.estimate.network import sana_1600m
+from mfd_fast.estimate.plan import Plan
+from mfd_fast.estimate.states import role_states
 from mfd_fast.methods.base import Needs
 from mfd_fast.storage import read_json
 from mfd_fast.training import zero
@@ -177,6 +180,24 @@ class TestTwoProcesses:
         """The first message that process 1 does not answer is one of an engine, in DeepSpeed's own group."""
         assert runs.told["hangs"]["codes"] == [1, 1]
         assert "did not answer within run.patience_seconds" in runs.said("hangs", 0)
+
+    def test_memory_is_that_of_the_estimate(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Bytes a weight; on the CPU those of the host are among them."""
+        assert len(runs.told["memory"]) == 5
+        for found in runs.told["memory"]:
+            weights, sharing = found["weights"], {"zero": found["stage"], "offload": found["offload"], "gpus": 2}
+            monkeypatch.setattr(zero, "GROUP", found["group"])
+            network = sana_1600m("bfloat16", 64)._replace(parameters=weights)
+            plan = Plan(auxiliary="full", student="lora", rows=1, precision="bfloat16", **sharing)
+            states = role_states(plan, network, "full", average=False)
+            always = states.weights + states.kept_gradients + states.master + states.moments + states.replica
+            gradients, stepped = states.gradients / weights, states.stepped / weights
+            # Offload has two buffers for the largest tensor, and a backward pass a few gradients on their way.
+            buffers = 0.3 if plan.offload else 0.01
+            assert found["kept"] == pytest.approx((always + states.host) / weights, abs=buffers)
+            assert gradients <= found["backward"] + 0.01 < gradients + 0.8
+            assert found["step"] == pytest.approx(stepped, abs=0.01)
+            assert found["after"] == pytest.approx(0, abs=0.01)
 
     def test_low_precision_keeps_float32_weights(self, runs: Runs) -> None:
         """Engines compute in bfloat16; the weights that are updated and saved are those of the teacher, not rounded."""

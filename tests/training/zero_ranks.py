@@ -18,9 +18,11 @@ import torch
 import torch._dynamo
 from deepspeed.accelerator import get_accelerator  # once, before the forks
 from ranks import Spoil, fork, in_update, nan_in_one_rank, nothing
+from zero_memory import measure_all
 
 from mfd_fast.cli import main
 from mfd_fast.storage import write_json
+from mfd_fast.training import zero
 from mfd_fast.training.checkpoint import list_checkpoints
 from mfd_fast.training.distill import DistillTraining
 
@@ -32,6 +34,8 @@ SETTINGS = (
     *("distill.rollout.step_size=0.25", "distill.ema_decay=0.5", "distill.accumulation=2", "distill.student_steps=2"),
     *("distill.checkpoint_every=3", "distill.keep_checkpoints=9", "distill.student_optimizer.clip_norm=0.05"),
 )
+
+zero.BUCKET, zero.GROUP = 400, 200  # several messages, several groups of the optimiser
 
 CUT = 9
 """The update from whose checkpoint runs are resumed."""
@@ -157,7 +161,7 @@ SCENARIOS: dict[str, tuple[int, tuple[str, ...], Spoil]] = {
 def examine(folder: Path) -> dict[str, Any]:
     """All scenarios; by name exit codes and seconds."""
     assert run(folder / "teacher", 1, command="train-teacher") == [0], (folder / "teacher-0.txt").read_text()
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"memory": measure_all(folder)}
     for name, (processes, options, spoil) in SCENARIOS.items():
         shutil.copytree(folder / "teacher", folder / name)
         began = time.monotonic()
