@@ -13,7 +13,7 @@ import atexit
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -65,13 +65,14 @@ class Sharded:
         self._parameters = list(network.parameters())
         sizes = [parameter.numel() for parameter in self._parameters]
         self._gathered_at_once = _chunks(sizes, BUCKET)
-        with peers_in_words():
+        with peers_in_words(), _linear_is(functional.linear):
             self._engine, *_ = deepspeed.initialize(
                 model=_Cast(network, dtype, context.device.type),
                 optimizer=_grouped(self._parameters, sizes, optimizer),
                 config=engine_config(settings, optimizer, context),
                 dist_init_required=False,
             )
+            self._linear = functional.linear
         # The engine has cast the buffers too; and in stages 1 and 2 it has moved the weights.
         for ours, theirs in zip(network.modules(), self.rollout.modules(), strict=True):
             ours._buffers.update(theirs._buffers)
@@ -189,11 +190,17 @@ class Sharded:
         """The network as the updates compute it."""
 
         def velocity(x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
-            with peers_in_words():
+            with self.at_work():
                 result: Tensor = self._engine(x, t, **condition)
             return result
 
         return velocity
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, the engine may compute: in stage 3 with a `linear` that keeps no gathered weights for backward."""
+        with peers_in_words(), _linear_is(self._linear):
+            yield
 
     def step(self) -> None:
         """Let the engine do its update."""
@@ -297,6 +304,19 @@ def peers_in_words() -> Iterator[None]:
             raise
         with everybody_there():
             raise
+
+
+@contextmanager
+def _linear_is(function: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside, linear layers call ``function``. Stage 3 would replace torch's for good and for every network of the
+    process: teacher and rollouts too would go through a Python function that autograd knows nothing of.
+    """
+    before = functional.linear
+    setattr(functional, "linear", function)  # noqa: B010  (mypy: a function is no variable)
+    try:
+        yield
+    finally:
+        setattr(functional, "linear", before)  # noqa: B010
 
 
 def _grouped(parameters: Sequence[nn.Parameter], sizes: Sequence[int], settings: OptimizerSettings) -> Any:

@@ -132,6 +132,7 @@ class TestTwoProcesses:
         for seen in runs.seen(name):
             assert not any(update["moved"] for update in seen)
             assert max(update["gap"] for update in seen) == 0
+            assert all(update["linear is torch's"] for update in seen)
 
     def test_checkpoints_do_not_tell_how_they_were_made(self, runs: Runs) -> None:
         """The same groups, names, shapes and, to rounding, values as those of one process."""

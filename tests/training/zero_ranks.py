@@ -18,6 +18,7 @@ import torch
 import torch._dynamo
 from deepspeed.accelerator import get_accelerator  # once, before the forks
 from ranks import Spoil, fork, in_update, nan_in_one_rank, nothing
+from torch.nn import functional
 from zero_memory import measure_all
 
 from mfd_fast.cli import main
@@ -36,6 +37,8 @@ SETTINGS = (
 )
 
 zero.BUCKET, zero.GROUP = 400, 200  # several messages, several groups of the optimiser
+
+LINEAR = functional.linear
 
 CUT = 9
 """The update from whose checkpoint runs are resumed."""
@@ -73,6 +76,7 @@ def watch(path: Path) -> None:
         ]
         here = [p.data_ptr() for sharded in parts.values() for p in sharded.rollout.parameters()]
         seen.append({"role": result.role, "changed": changed, "moved": here != where, **stale(parts, result.role)})
+        seen[-1]["linear is torch's"] = functional.linear is LINEAR
         if update + 1 == self.total_updates:
             write_json(path, seen)
         return result
