@@ -137,7 +137,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain = _of_their_own(tensors)
 
     def write(temporary: Path) -> None:
         try:
@@ -149,6 +149,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise OSError(f"{path} could not be written: what is read back is not what was written")
 
     write_file(path, write)
+
+
+def _of_their_own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, each with memory of its own: as they are where they have that, else as copies."""
+    plain: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage()
+        if memory.data_ptr() in taken or memory.nbytes() != value.nbytes:
+            value = value.clone()
+        taken.add(value.untyped_storage().data_ptr())
+        plain[name] = value
+    return plain
 
 
 def _same_content(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

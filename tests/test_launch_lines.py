@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from mfd_fast.cli.main import build_parser
+from mfd_fast.cli.main import build_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = re.compile(r"(?m)^ *((?:torchrun|deepspeed) --.*)$|`((?:torchrun|deepspeed) --[^`]*)`")
@@ -38,6 +38,23 @@ def test_torchrun(file: str, words: list[str]) -> None:
     options = get_args_parser().parse_args(words)
     assert options.module
     check_program([options.training_script, *options.training_script_args])
+
+
+def test_what_is_printed_for_full_roles_of_sana_fits_on_the_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    """On cards of 24 GB, by the estimate of the very settings."""
+    found = 0
+    for _, words in printed("torchrun"):
+        options = get_args_parser().parse_args(words)
+        asked = options.training_script_args
+        if "..." in asked or "distill.roles=lora-student" not in asked:
+            continue
+        found += 1
+        given = build_parser().parse_args(asked)
+        settings = [part for setting in given.set for part in ("--set", setting)]
+        sharing = ["--gpus", options.nproc_per_node, "--zero", str(given.zero)]
+        assert main(["estimate", "--preset", given.preset, *settings, *sharing]) == 0
+        assert "fits in 24 GiB" in capsys.readouterr().out
+    assert found == 1
 
 
 @pytest.mark.parametrize(("file", "words"), printed("deepspeed"))

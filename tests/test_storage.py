@@ -189,3 +189,21 @@ def test_a_whole_folder_is_like_any_other_and_replaces_none(tmp_path: Path) -> N
         race()
     assert names(tmp_path / "raced") == ["file"]
     assert names(tmp_path) == ["new", "plain", "raced"]
+
+
+def test_what_is_written_is_not_copied_in_memory_without_need() -> None:
+    """A checkpoint of a large role would otherwise need its largest group of tensors twice."""
+    whole, tied = torch.arange(6.0).reshape(2, 3), torch.ones(4)
+    given = {
+        "own": torch.ones(5),
+        "rows": whole[1:],
+        "turned": whole.T,
+        "first": tied,
+        "again": tied,
+        "none": torch.ones(0),
+    }
+    plain = storage._of_their_own(given)
+    assert {name: torch.equal(value, given[name]) for name, value in plain.items()} == dict.fromkeys(given, True)
+    same = {name for name, value in plain.items() if value.numel() and value.data_ptr() == given[name].data_ptr()}
+    assert same == {"own", "first"}
+    assert all(value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes for value in plain.values())

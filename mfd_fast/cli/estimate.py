@@ -112,6 +112,7 @@ def changed_plan(plan: Plan, options: argparse.Namespace) -> Plan:
             raise ValueError("--offload needs --zero 1, 2 or 3")
         plan = replace(plan, zero=2)
     # Presets with moments of 8 bits mean adapters; a full role is given them only when asked for.
-    if options.optimizer_bits is None and (plan.zero or "full" in (options.auxiliary, options.student)):
+    whole = "full" in (options.auxiliary, options.student)
+    if options.optimizer_bits is None and (whole or (plan.zero and plan.full_roles)):
         plan = replace(plan, optimizer_bits=SHARED_BITS)
     return plan

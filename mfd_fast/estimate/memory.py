@@ -52,7 +52,8 @@ def memory_of(plan: Plan, network: Network) -> Memory:
     if plan.low_teacher:
         terms.append(Term("teacher", "copy in 8 bits", network.low_bytes))
     for role, states in roles.items():
-        parts = {name: getattr(states, name) for name in ("weights", "master", "moments", "average", "replica")}
+        names = ("weights", "kept_gradients", "master", "moments", "average", "replica")
+        parts = {name.replace("_", " "): getattr(states, name) for name in names}
         terms += [Term(role, name, size) for name, size in parts.items() if size]
     terms += [Term("process", "CUDA context", CUDA_CONTEXT)]
     if messages := message_bytes(plan, network):
@@ -61,7 +62,7 @@ def memory_of(plan: Plan, network: Network) -> Memory:
     # The phase decides by its sum, gradients included.
     most = max(phases, key=lambda name: sum(term.bytes for term in phases[name]))
     terms += [term for term in phases[most] if term.bytes]
-    activations = sum(term.bytes for term in phases[most] if term.what not in ("gradients", "weights cast"))
+    activations = sum(term.bytes for term in phases[most] if term.what.endswith("activations"))
     process = sum(term.bytes for term in terms if term.role == "process")
     total = sum(term.bytes for term in terms)
     return Memory(
@@ -102,6 +103,9 @@ def _phases(plan: Plan, network: Network, roles: dict[str, States]) -> dict[str,
             Term("auxiliary", "activations", network.footprint(plan.auxiliary, plan.recompute_blocks).peak.of(rows)),
         ]
         phases["sampling"] = [Term("sampling", "activations", network.forward.of(sampled_rows(plan)))]
+    for role, states in roles.items():
+        if states.stepped:
+            phases[f"{role} step"] = [Term(role, "gradients of a step", states.stepped)]
     return phases
 
 

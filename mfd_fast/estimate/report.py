@@ -1,6 +1,7 @@
 """An estimate put together, as a table and as JSON."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mfd_fast.estimate.duration import Gpu, Work, seconds, work_of
@@ -96,6 +97,7 @@ def format_estimate(found: Estimate) -> str:
         "on top of what is always there: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.phases.items()),
         _verdict(found),
+        *_sharing(found),
         *_advice(found),
         *_times(found),
         f"{found.network.note}." if found.network.note else "",
@@ -118,6 +120,19 @@ def _verdict(found: Estimate) -> str:
         f"{words} {limit / GIB:g} GiB: states {memory.states / GIB:.2f}, activations {memory.activations / GIB:.2f}; "
         f"most is {most.what} of {most.role} ({most.bytes / GIB:.2f}){host}"
     )
+
+
+def _sharing(found: Estimate) -> list[str]:
+    """What to know of ZeRO where it does not help."""
+    plan = found.plan
+    if not plan.zero:
+        return []
+    if not plan.full_roles:
+        return ["ZeRO brings nothing: it shares out whole networks, and these roles are adapters; a run refuses it"]
+    without = memory_of(replace(plan, zero=0, offload=False), found.network).total
+    if found.memory.total <= (1 - WORTH) * without:
+        return []
+    return [f"ZeRO-{plan.zero} brings little: without it {without / GIB:.2f} GiB are needed"]
 
 
 def _advice(found: Estimate) -> list[str]:
@@ -162,6 +177,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "limit": found.limit,
         "fits": found.fits,
         "dominating": memory.dominating._asdict(),
+        "sharing": " ".join(_sharing(found)) or None,
         "knobs": [knob._asdict() for knob in found.advice],
         "work": None if found.work is None else found.work._asdict(),
         "seconds": found.times,

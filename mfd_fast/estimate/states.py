@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 from mfd_fast.estimate.network import Network
 from mfd_fast.estimate.plan import Plan
+from mfd_fast.training import zero
 
 MASTER_BYTES = 4
 GRADIENT_BYTES = 4
 """Of roles that are not shared out: their weights are float32, and so are the gradients."""
-ZERO_BUCKET = 50_000_000
-"""Elements of one of ZeRO's messages (`mfd_fast.training.zero`); there are two for gradients and one for weights."""
 CUDA_CONTEXT = 2**29
 """Bytes that a process takes for itself, its kernels and its libraries."""
 
@@ -19,6 +18,11 @@ class States(NamedTuple):
 
     weights: float
     gradients: float
+    """In the role's own update, at most."""
+    kept_gradients: float
+    """Their share that keeps its memory between updates too (stage 3)."""
+    stepped: float
+    """In the step of a role that is shared out: its share of the gradients, and float32 ones of a group of weights."""
     master: float
     """Float32 weights beside those that are computed with."""
     moments: float
@@ -29,7 +33,7 @@ class States(NamedTuple):
     copies: float
     """Weights in the precision of the products, made by autocast in each update and rollout."""
     host: float
-    """Bytes in the host's memory, for float32 weights, moments and the gradients they are updated with."""
+    """Bytes in the host's memory: float32 weights, gradients and moments, and what goes to and comes from the GPU."""
 
 
 def role_states(plan: Plan, network: Network, kind: str, *, average: bool) -> States:
@@ -41,6 +45,8 @@ def role_states(plan: Plan, network: Network, kind: str, *, average: bool) -> St
         return States(
             weights=count * MASTER_BYTES,
             gradients=count * GRADIENT_BYTES,
+            kept_gradients=0.0,
+            stepped=0.0,
             master=0.0,
             moments=count * moments,
             average=count * MASTER_BYTES * average,
@@ -49,17 +55,22 @@ def role_states(plan: Plan, network: Network, kind: str, *, average: bool) -> St
             host=0.0,
         )
     count, size, share = network.parameters, plan.compute_bytes, 1 / plan.gpus
-    kept = 0.0 if plan.offload else count * share
+    here = 0.0 if plan.offload else count * share
     averages = MASTER_BYTES * average
+    # DeepSpeed flattens the gradients of a group, and casts them if they are not float32.
+    group = min(zero.GROUP, count) * share * (GRADIENT_BYTES + (size if size < GRADIENT_BYTES else 0))
+    on_host = 2 * MASTER_BYTES + moments + size * (1 + (plan.accumulation > 1)) + averages
     return States(
         weights=count * size * (share if plan.zero == 3 else 1),
-        gradients=count * size * (share if plan.zero >= 2 else 1),
-        master=kept * MASTER_BYTES,
-        moments=kept * moments,
-        average=kept * averages,
+        gradients=(count * size if plan.zero == 1 else 0.0) + (here * size if plan.zero < 3 else 0.0),
+        kept_gradients=here * size * (plan.zero == 3),
+        stepped=0.0 if plan.offload else group + (here * size if plan.zero < 3 else 0.0),
+        master=here * MASTER_BYTES,
+        moments=here * moments,
+        average=here * averages,
         replica=count * size * (plan.zero == 3),
         copies=0.0,
-        host=count * share * (MASTER_BYTES + moments + size + averages) * plan.offload,
+        host=count * share * on_host * plan.offload,
     )
 
 
@@ -73,5 +84,8 @@ def message_bytes(plan: Plan, network: Network) -> float:
         kinds = [kind for kind in (plan.auxiliary, plan.student) if kind == "lora" or (kind and plan.zero == 0)]
         counts = [network.adapter if kind == "lora" else network.parameters for kind in kinds]
         whole = max(counts, default=0) * 4 * (plan.gpus > 1)
-    shared = 3 * min(ZERO_BUCKET, network.parameters) * plan.compute_bytes if plan.zero and plan.full_roles else 0
-    return whole + shared
+    if not (plan.zero and plan.full_roles):
+        return whole
+    # Two of ZeRO's messages for gradients and one for weights; in stage 3 what is gathered lives for a while.
+    buffers = 5 if plan.zero == 3 else 3
+    return whole + buffers * min(zero.BUCKET, network.parameters) * plan.compute_bytes

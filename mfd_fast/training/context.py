@@ -93,7 +93,8 @@ def gpu_of_process(device: torch.device) -> torch.device:
     """
     if device.index is None:
         return choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}", "run.device of this process")
-    if (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > 1:
+    # As torchrun says it, or DeepSpeed's launcher.
+    if (processes := int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1"))) > 1:
         raise ValueError(f"run.device must be cuda where {processes} processes run on one machine, got '{device}'")
     return device
 

@@ -18,6 +18,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    patience_seconds: float = 600.0
+    """How long processes wait for each other."""
 
     @property
     def is_main(self) -> bool:
@@ -127,7 +129,7 @@ def join_world(device: str, patience_seconds: float = 600.0) -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
-    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")), patience_seconds)
     if not dist.is_initialized():
         patience = timedelta(seconds=patience_seconds)
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=patience)

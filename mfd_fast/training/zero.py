@@ -13,8 +13,10 @@ import atexit
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,6 +33,10 @@ from mfd_fast.types import VelocityField
 
 BUCKET = 50_000_000
 """Elements of one message; DeepSpeed's own choice of 500 million would need 1 GB for each."""
+GROUP = 200_000_000
+"""Weights of a group of the optimiser. DeepSpeed makes the float32 gradients of one group at a time, which for all
+weights would take 3.8 GiB more of each of two GPUs (SANA 1.6B); but a tensor of two shares is kept whole by both, so
+smaller groups are shared out worse."""
 GROWTH_INTERVAL = 2000
 """Updates without overflow after which the loss scale doubles, as in torch.amp.GradScaler."""
 STATES = ("exp_avg", "exp_avg_sq")
@@ -57,13 +63,16 @@ class Sharded:
         self.rollout = shared_copy(network).requires_grad_(True)
         """The network without hooks."""
         self._parameters = list(network.parameters())
-        with peers_in_words():
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self._gathered_at_once = _chunks(sizes, BUCKET)
+        with peers_in_words(), _linear_is(functional.linear):
             self._engine, *_ = deepspeed.initialize(
                 model=_Cast(network, dtype, context.device.type),
-                optimizer=make_optimizer(self._parameters, optimizer)[0],
+                optimizer=_grouped(self._parameters, sizes, optimizer),
                 config=engine_config(settings, optimizer, context),
                 dist_init_required=False,
             )
+            self._linear = functional.linear
         # The engine has cast the buffers too; and in stages 1 and 2 it has moved the weights.
         for ours, theirs in zip(network.modules(), self.rollout.modules(), strict=True):
             ours._buffers.update(theirs._buffers)
@@ -170,10 +179,10 @@ class Sharded:
         """Bring the module of the rollouts up to date; nothing to do in stages 1 and 2."""
         if self._stage < 3 or not self._stale:
             return
-        pairs = zip(self._parameters, self.rollout.parameters(), strict=True)
-        for chunk in _chunks(list(pairs)):
-            with everybody_there(), self._zero.zero.GatheredParameters([parameter for parameter, _ in chunk]):
-                for parameter, copied in chunk:
+        copies = list(self.rollout.parameters())
+        for chunk in self._gathered_at_once:
+            with everybody_there(), self._zero.zero.GatheredParameters(self._parameters[chunk]):
+                for parameter, copied in zip(self._parameters[chunk], copies[chunk], strict=True):
                     copied.data.copy_(parameter.data)
         self._stale = False
 
@@ -181,11 +190,17 @@ class Sharded:
         """The network as the updates compute it."""
 
         def velocity(x: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
-            with peers_in_words():
+            with self.at_work():
                 result: Tensor = self._engine(x, t, **condition)
             return result
 
         return velocity
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, the engine may compute: in stage 3 with a `linear` that keeps no gathered weights for backward."""
+        with peers_in_words(), _linear_is(self._linear):
+            yield
 
     def step(self) -> None:
         """Let the engine do its update."""
@@ -217,6 +232,8 @@ def engine_config(settings: DistillSettings, optimizer: OptimizerSettings, conte
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
         "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_max_live_parameters": 2 * BUCKET,
+        "stage3_max_reuse_distance": BUCKET,
     }
     if settings.zero_offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": context.device.type == "cuda"}
@@ -245,10 +262,13 @@ def import_deepspeed(context: Context) -> Any:
         ModuleNotFoundError: it is not installed.
     """
     os.environ.setdefault("DS_ACCELERATOR", context.device.type)
+    # The number of the GPU to DeepSpeed, which moves the process there: not 0 in a run of one process on cuda:1.
     os.environ.setdefault("LOCAL_RANK", str(context.world.local_rank))
+    if context.device.index is not None:
+        os.environ["LOCAL_RANK"] = str(context.device.index)
     try:
         import deepspeed
-        from deepspeed.utils import logger
+        from deepspeed.utils import groups, logger
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "distill.zero_stage needs DeepSpeed: pip install 'mfd_fast[zero]', or leave zero_stage at 0"
@@ -261,9 +281,17 @@ def import_deepspeed(context: Context) -> Any:
     if not dist.is_initialized():
         backend = "nccl" if context.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    # DeepSpeed's own would wait as long as torch does by default, and outlive the world it was made in.
+    groups._WORLD_GROUP = _group_of_engines(dist.group.WORLD, context.world.patience_seconds)
     # A group that is still there when the interpreter ends can abort it (seen with stage 3).
     atexit.register(leave_world)
     return deepspeed
+
+
+@lru_cache(maxsize=1)
+def _group_of_engines(world: object, patience_seconds: float) -> Any:
+    """The group in which the engines of all roles exchange messages, one for each world that is joined."""
+    return dist.new_group(timeout=timedelta(seconds=patience_seconds))
 
 
 @contextmanager
@@ -278,15 +306,34 @@ def peers_in_words() -> Iterator[None]:
             raise
 
 
-def _chunks(
-    pairs: list[tuple[nn.Parameter, nn.Parameter]],
-) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
-    """Neighbours with about `BUCKET` elements together."""
-    chunk: list[tuple[nn.Parameter, nn.Parameter]] = []
-    for pair in pairs:
-        if chunk and sum(copied.numel() for _, copied in [*chunk, pair]) > BUCKET:
-            yield chunk
-            chunk = []
-        chunk.append(pair)
-    if chunk:
-        yield chunk
+@contextmanager
+def _linear_is(function: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside, linear layers call ``function``. Stage 3 would replace torch's for good and for every network of the
+    process: teacher and rollouts too would go through a Python function that autograd knows nothing of.
+    """
+    before = functional.linear
+    setattr(functional, "linear", function)  # noqa: B010  (mypy: a function is no variable)
+    try:
+        yield
+    finally:
+        setattr(functional, "linear", before)  # noqa: B010
+
+
+def _grouped(parameters: Sequence[nn.Parameter], sizes: Sequence[int], settings: OptimizerSettings) -> Any:
+    """An optimiser with groups of about `GROUP` weights."""
+    first, *others = (parameters[chunk] for chunk in _chunks(sizes, GROUP))
+    optimizer = make_optimizer(first, settings)[0]
+    for group in others:
+        optimizer.add_param_group({"params": group})
+    return optimizer
+
+
+def _chunks(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Neighbours with at most ``limit`` elements together, if not one alone has more."""
+    starts, filled = [0], 0
+    for index, size in enumerate(sizes):
+        if filled and filled + size > limit:
+            starts.append(index)
+            filled = 0
+        filled += size
+    return [slice(first, end) for first, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]

@@ -17,7 +17,7 @@ from mfd_fast.training.context import Context
 from mfd_fast.training.ema import WeightAverage
 from mfd_fast.training.optimizing import UpdateReport, learning_rate, set_learning_rate
 from mfd_fast.training.roles import TRAINED, Roles, UnlikeRoles
-from mfd_fast.training.zero import GROWTH_INTERVAL, STATES, Sharded, peers_in_words
+from mfd_fast.training.zero import GROWTH_INTERVAL, STATES, Sharded
 
 
 class ZeroRoles:
@@ -124,7 +124,7 @@ class ZeroOptimizer:
             self._engine.step()  # the end of a part before the last; DeepSpeed counts them
         self._backwards += 1
         seed = torch.where(loss.detach().isfinite(), 1.0, math.nan).to(loss.dtype)
-        with peers_in_words():
+        with self._sharded.at_work():
             self._engine.backward(loss * seed, retain_graph=keep_graph)
 
     def step(self) -> UpdateReport:

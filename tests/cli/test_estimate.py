@@ -34,8 +34,20 @@ def test_sana_with_a_full_auxiliary(cli: Callable[..., tuple[int, str, str]]) ->
     found = json.loads(out)
     assert code == 0
     assert found["fits"]
-    assert found["host"] == 14 * 1_604_462_752
+    assert found["host"] == 18 * 1_604_462_752
     assert found["total"] == pytest.approx(sum(term["bytes"] for term in found["terms"]))
+
+
+def test_where_sharing_brings_nothing_it_is_said(cli: Callable[..., tuple[int, str, str]]) -> None:
+    lora = ("estimate", "--preset", "sana-1600m-24gb", "--gpus", "2")
+    for more in (("--zero", "2"), ("--offload",)):
+        found = json.loads(cli(*lora, *more, "--json")[1])
+        assert found["sharing"].startswith("ZeRO brings nothing: it shares out whole networks")
+        assert found["total"] == json.loads(cli(*lora, "--json")[1])["total"]
+        assert "\nZeRO brings nothing" in cli(*lora, *more)[1]
+    full = ("estimate", "--preset", "sana-1600m", "--auxiliary", "full", "--checkpointing", "--batch-size", "1")
+    assert json.loads(cli(*full, "--gpus", "2", "--zero", "2", "--json")[1])["sharing"] is None
+    assert "\nZeRO-3 brings little: without it 31.13 GiB are needed" in cli(*full, "--zero", "3")[1]
 
 
 @pytest.mark.slow

@@ -66,14 +66,15 @@ def test_device_that_does_not_exist() -> None:
         choose_device("gpu", "--device")
 
 
-def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])  # by torchrun, by DeepSpeed's launcher
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
     cuda, second = torch.device("cuda"), torch.device("cuda", 1)
     assert (gpu_of_process(cuda), gpu_of_process(second)) == (torch.device("cuda", 0), second)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv(said, "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert gpu_of_process(cuda) == second
     with pytest.raises(

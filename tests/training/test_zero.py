@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mfd_fast.config import SettingError, Settings
+from mfd_fast.estimate.network import sana_1600m
+from mfd_fast.estimate.plan import Plan
+from mfd_fast.estimate.states import role_states
 from mfd_fast.methods.base import Needs
 from mfd_fast.storage import read_json
 from mfd_fast.training import zero
@@ -129,6 +132,7 @@ class TestTwoProcesses:
         for seen in runs.seen(name):
             assert not any(update["moved"] for update in seen)
             assert max(update["gap"] for update in seen) == 0
+            assert all(update["linear is torch's"] for update in seen)
 
     def test_checkpoints_do_not_tell_how_they_were_made(self, runs: Runs) -> None:
         """The same groups, names, shapes and, to rounding, values as those of one process."""
@@ -172,6 +176,29 @@ class TestTwoProcesses:
         assert told["codes"] == [1, -9]
         assert "another process of this run is gone" in runs.said("dies", 0)
         assert told["seconds"] < 120
+
+    def test_engines_wait_no_longer_than_the_run_does(self, runs: Runs) -> None:
+        """The first message that process 1 does not answer is one of an engine, in DeepSpeed's own group."""
+        assert runs.told["hangs"]["codes"] == [1, 1]
+        assert "did not answer within run.patience_seconds" in runs.said("hangs", 0)
+
+    def test_memory_is_that_of_the_estimate(self, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Bytes a weight; on the CPU those of the host are among them."""
+        assert len(runs.told["memory"]) == 5
+        for found in runs.told["memory"]:
+            weights, sharing = found["weights"], {"zero": found["stage"], "offload": found["offload"], "gpus": 2}
+            monkeypatch.setattr(zero, "GROUP", found["group"])
+            network = sana_1600m("bfloat16", 64)._replace(parameters=weights)
+            plan = Plan(auxiliary="full", student="lora", rows=1, precision="bfloat16", **sharing)
+            states = role_states(plan, network, "full", average=False)
+            always = states.weights + states.kept_gradients + states.master + states.moments + states.replica
+            gradients, stepped = states.gradients / weights, states.stepped / weights
+            # Offload has two buffers for the largest tensor, and a backward pass a few gradients on their way.
+            buffers = 0.3 if plan.offload else 0.01
+            assert found["kept"] == pytest.approx((always + states.host) / weights, abs=buffers)
+            assert gradients <= found["backward"] + 0.01 < gradients + 0.8
+            assert found["step"] == pytest.approx(stepped, abs=0.01)
+            assert found["after"] == pytest.approx(0, abs=0.01)
 
     def test_low_precision_keeps_float32_weights(self, runs: Runs) -> None:
         """Engines compute in bfloat16; the weights that are updated and saved are those of the teacher, not rounded."""
@@ -262,6 +289,23 @@ def test_without_deepspeed_it_is_said_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'mfd_fast\[zero\]'"):
         import_deepspeed(Context(torch.device("cpu"), World()))
+
+
+@pytest.mark.parametrize(
+    ("device", "launched", "number"), [("cuda:3", "0", "3"), ("cpu", "1", "1"), ("cpu", None, "0")]
+)
+def test_deepspeed_is_told_the_gpu_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, device: str, launched: str | None, number: str
+) -> None:
+    """It moves process and weights to the GPU of this number, whichever the run has chosen."""
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", launched or "")
+    if launched is None:
+        monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ModuleNotFoundError):
+        import_deepspeed(Context(torch.device(device), World()))
+    assert os.environ["LOCAL_RANK"] == number
 
 
 def test_other_errors_than_of_messages_stay_as_they_are() -> None:

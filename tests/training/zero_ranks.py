@@ -18,9 +18,12 @@ import torch
 import torch._dynamo
 from deepspeed.accelerator import get_accelerator  # once, before the forks
 from ranks import Spoil, fork, in_update, nan_in_one_rank, nothing
+from torch.nn import functional
+from zero_memory import measure_all
 
 from mfd_fast.cli import main
 from mfd_fast.storage import write_json
+from mfd_fast.training import zero
 from mfd_fast.training.checkpoint import list_checkpoints
 from mfd_fast.training.distill import DistillTraining
 
@@ -32,6 +35,10 @@ SETTINGS = (
     *("distill.rollout.step_size=0.25", "distill.ema_decay=0.5", "distill.accumulation=2", "distill.student_steps=2"),
     *("distill.checkpoint_every=3", "distill.keep_checkpoints=9", "distill.student_optimizer.clip_norm=0.05"),
 )
+
+zero.BUCKET, zero.GROUP = 400, 200  # several messages, several groups of the optimiser
+
+LINEAR = functional.linear
 
 CUT = 9
 """The update from whose checkpoint runs are resumed."""
@@ -69,6 +76,7 @@ def watch(path: Path) -> None:
         ]
         here = [p.data_ptr() for sharded in parts.values() for p in sharded.rollout.parameters()]
         seen.append({"role": result.role, "changed": changed, "moved": here != where, **stale(parts, result.role)})
+        seen[-1]["linear is torch's"] = functional.linear is LINEAR
         if update + 1 == self.total_updates:
             write_json(path, seen)
         return result
@@ -150,13 +158,14 @@ SCENARIOS: dict[str, tuple[int, tuple[str, ...], Spoil]] = {
     "lora-3": (2, ("--zero", "3", *LORA_STUDENT), nothing),
     "nan": (2, ("--zero", "3"), nan_in_one_rank),
     "dies": (2, ("--zero", "2"), in_update(13, lambda: os.kill(os.getpid(), signal.SIGKILL))),
+    "hangs": (2, ("--zero", "2", "--set", "run.patience_seconds=3"), in_update(13, lambda: time.sleep(9))),
 }
 
 
 def examine(folder: Path) -> dict[str, Any]:
     """All scenarios; by name exit codes and seconds."""
     assert run(folder / "teacher", 1, command="train-teacher") == [0], (folder / "teacher-0.txt").read_text()
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"memory": measure_all(folder)}
     for name, (processes, options, spoil) in SCENARIOS.items():
         shutil.copytree(folder / "teacher", folder / name)
         began = time.monotonic()
