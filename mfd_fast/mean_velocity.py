@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.guidance import Guidance
-from mfd_fast.integration import PairStats, make_problem, run, run_as_one_batch
+from mfd_fast.integration import PairStats, make_problem, prepare, run, run_as_one_batch
 from mfd_fast.keywords import Keywords, PairKeywords
 from mfd_fast.pairing import paired
 from mfd_fast.partial_guidance import PartlyGuided
@@ -334,6 +334,7 @@ def mean_velocity_pair(
         u_teacher, u_auxiliary, stats = run_as_one_batch(both, first, second, options, return_stats, check_finite)
     else:
         raise_deferred()
+        first, second = prepare(first, options), prepare(second, other)
         choices = choose_pair(first, options, second, other)
         teacher_rollout, teacher_stats = run(first, options, return_stats, check_finite, choices[0])
         auxiliary_rollout, auxiliary_stats = run(second, other, return_stats, check_finite, choices[1])
