@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+import tiny_switched
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
@@ -134,6 +135,37 @@ def test_weights_are_never_stale(changing: nn.Module, change: Callable[[nn.Modul
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
     if change is not average_swapped:  # which puts back what it found
         assert float((compiled - before).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("change", tiny_switched.CHANGES, ids=lambda change: change.__name__)
+def test_what_is_no_weight_is_never_stale(change: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiler: it guards what it reads of the copy, and takes seconds for each change."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    network, (x, t, r, _) = tiny_switched.switched(change), problem()
+
+    def run(runner: str) -> Tensor:
+        return mfd_fast.mean_velocity(network, x, t, r, step_size=0.2, runner=runner)
+
+    before = run("compiled")
+    change(network)
+    after = run("compiled")
+    torch.testing.assert_close(after, run("eager"), rtol=1e-5, atol=1e-5)
+    assert float((after - before).abs().max()) > 1e-3
+
+
+def test_going_back_and_forth_between_adapters_compiles_each_once() -> None:
+    network, (x, t, r, _) = tiny_switched.Switched(), problem()
+    graphs = []
+    for _ in range(2):
+        for adapters in (["first"], ["second"], []):
+            network.active = adapters
+            eager, compiled = (
+                mfd_fast.mean_velocity(network, x, t, r, step_size=0.2, runner=runner)
+                for runner in ("eager", "compiled")
+            )
+            torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1]
 
 
 def test_follows_buffers_and_training_mode() -> None:
