@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mfd_fast.fields import Autocast, TimeRange, time_range_of
 from mfd_fast.rows import check_rows
-from mfd_fast.types import Condition, SharedBackbone
+from mfd_fast.types import Condition, shares_backbone
 
 
 class Times(NamedTuple):
@@ -81,7 +81,7 @@ def resolve_field_dtype(field: Any, x: Tensor, field_dtype: torch.dtype | None) 
     module = field
     while not isinstance(module, nn.Module | Autocast) and hasattr(module, "field"):
         module = module.field
-    if isinstance(module, SharedBackbone) and not isinstance(module, Autocast):
+    if shares_backbone(module) and not isinstance(module, Autocast):
         module = getattr(module.backbone, "module", module.backbone)
     weight = next(module.parameters(), None) if isinstance(module, nn.Module) else None
     low = (torch.bfloat16, torch.float16)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mfd_fast import native
 from mfd_fast.rollout.identity import attributes, structure
 from mfd_fast.sharing import shared_copy
-from mfd_fast.types import OnNetwork, VelocityField
+from mfd_fast.types import VelocityField, calls_network
 
 INNER = ("field", "teacher", "auxiliary")
 """Members of wrappers that are fields themselves."""
@@ -108,7 +108,7 @@ def with_copies(field: VelocityField, copy: Callable[[nn.Module], Any]) -> Veloc
     if isinstance(field, nn.Module):
         copied: VelocityField = copy(field)
         return copied
-    if isinstance(field, OnNetwork):
+    if calls_network(field):
         return field.with_network(copy(field.network))
     inner = _inner_fields(field)
     if not inner:
@@ -140,7 +140,7 @@ def network_of(field: VelocityField) -> nn.Module | None:
     inner: Any = field
     while not isinstance(inner, nn.Module):
         parts = _inner_fields(inner)
-        if isinstance(inner, OnNetwork):
+        if calls_network(inner):
             inner = inner.network
         elif parts:
             inner = next(iter(parts.values()))

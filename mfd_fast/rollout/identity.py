@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mfd_fast.types import Condition, OnNetwork, VelocityField
+from mfd_fast.types import Condition, VelocityField, calls_network
 
 CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 """What never changes by itself."""
@@ -39,7 +39,7 @@ def identity_of(field: VelocityField) -> Identity:
         return Identity(("module", id(field)), (field,))
     if dataclasses.is_dataclass(field) and not isinstance(field, type):
         return _wrapper(field)
-    if isinstance(field, OnNetwork) and isinstance(field.network, nn.Module):
+    if calls_network(field) and isinstance(field.network, nn.Module):
         constants = tuple((name, value) for name, value in vars(field).items() if isinstance(value, CONSTANTS))
         return Identity((type(field), id(field.network), constants), (field.network,))
     raise Unknown(
