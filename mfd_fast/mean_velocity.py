@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -21,8 +21,15 @@ from mfd_fast.types import Condition, RolloutStats, VelocityField
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_options = functools.lru_cache(maxsize=64, typed=True)(RolloutOptions)
-"""`RolloutOptions` of positional arguments; the same ones are checked once."""
+_known_options = functools.lru_cache(maxsize=64, typed=True)(RolloutOptions)
+
+
+def _options(*given: Any) -> RolloutOptions:
+    """`RolloutOptions` of positional arguments; the same ones are checked once."""
+    try:
+        return _known_options(*given)
+    except TypeError:  # of a wrong type, or one that has no hash: then this says which
+        return RolloutOptions(*given)
 
 
 @overload
