@@ -237,9 +237,25 @@ class Uncopyable(nn.Module):
         return x
 
 
+class Parallel(nn.Module):
+    """As DistributedDataParallel, it holds what has no copy."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.reducer = module, threading.Lock()
+
+    def forward(self, *arguments: Tensor, **named: Tensor) -> Tensor:
+        return self.module(*arguments, **named)
+
+
 def test_what_cannot_be_compiled_says_why(network: nn.Module) -> None:
     x, t, r, condition = problem()
-    for field, reason in ((lambda x, t, label: x, "the field is a function"), (Uncopyable(), "module (Uncopyable)")):
+    cases: list[tuple[Callable[..., Tensor], str]] = [
+        (lambda x, t, label: x, "the field is a function"),
+        (Uncopyable(), "module (Uncopyable) cannot be copied: "),
+        (Parallel(network), "module (Parallel) cannot be copied; pass its .module, the MLP inside: "),
+    ]
+    for field, reason in cases:
         with pytest.raises(ValueError, match=r"runner='compiled' is not possible: " + re.escape(reason)):
             mfd_fast.mean_velocity(field, x, t, r, condition=condition, runner="compiled")
         report = mfd_fast.warmup(field, x, condition=condition)
