@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mfd_fast.rollout import graphs
 from mfd_fast.rollout.compiled import NotCompilable, compiled_field
@@ -174,9 +175,14 @@ def check_capturable(problem: Problem, options: RolloutOptions) -> tuple[Identit
         raise NotCapturable("torch.autocast is on around the call; wrap the field in mfd_fast.fields.autocast instead")
     try:
         condition_key(problem.condition)
-        return identity_of(problem.field), program_of(solver)
+        identity, program = identity_of(problem.field), program_of(solver)
     except (Unknown, NotLinear) as reason:
         raise NotCapturable(str(reason)) from reason
+    weights = (parameter for network in identity.networks for parameter in network.parameters())
+    if (made := next(filter(is_traceable_wrapper_subclass, weights), None)) is not None:
+        kind = type(made).__name__
+        raise NotCapturable(f"its weights are of class {kind}: a graph would go on reading memory that they have left")
+    return identity, program
 
 
 def why_not_captured(device: torch.device) -> str | None:
