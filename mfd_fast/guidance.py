@@ -122,7 +122,7 @@ def guide(
             raise TypeError(f"guidance_scale must be a number or a tensor, got {type(guidance_scale).__name__}")
         if guidance_scale == 1.0:
             return field, condition, 1
-        guidance_scale = torch.tensor([guidance_scale], dtype=torch.float64)
+        guidance_scale = torch.tensor([guidance_scale], dtype=torch.float64, device="cpu")
     if guidance_scale.dim() == 0:
         guidance_scale = guidance_scale.expand(1)
     if guidance_scale.shape not in ((1,), (like.shape[0],)):

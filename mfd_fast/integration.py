@@ -64,7 +64,7 @@ def run(
     """
     raise_deferred()
     if problem.x.shape[0] == 0:
-        rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
+        rows, nothing = torch.zeros(0, dtype=torch.int64, device="cpu"), torch.zeros_like(problem.x)
         choice = Choice(problem, "eager", "the batch is empty")
         return _finish(Rollout(nothing, nothing, rows, rows, rows), None, choice, rows)
     if choice is None:

@@ -96,7 +96,7 @@ def resolve_field_dtype(field: Any, x: Tensor, field_dtype: torch.dtype | None) 
 def _as_rows(name: str, value: Any, x: Tensor) -> Tensor:
     rows = x.shape[0]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return torch.full((rows,), float(value), dtype=torch.float64)
+        return torch.full((rows,), float(value), dtype=torch.float64, device="cpu")
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
@@ -116,7 +116,7 @@ def _check_values(name: str, host: Tensor, dtype: torch.dtype, time_range: TimeR
     if time_range is None:
         return
     low, high = time_range
-    ends = torch.tensor([low, high], dtype=dtype)  # 0.98 as float32 is more than 0.98
+    ends = torch.tensor([low, high], dtype=dtype, device="cpu")  # 0.98 as float32 is more than 0.98
     outside = (host.to(dtype) < ends[0]) | (host.to(dtype) > ends[1])
     if bool(outside.any()):
         raise ValueError(f"{name} must lie in the field's time_range [{low:g}, {high:g}], got {_first(host, outside)}")

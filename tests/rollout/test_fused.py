@@ -275,6 +275,18 @@ def test_a_network_is_not_kept_alive(wrapped: bool) -> None:
     assert gone() is None
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_evaluations": 5}], ids=["quick", "checked"])
+def test_counts_lie_on_the_cpu_whatever_the_default_device(limits: dict[str, Any]) -> None:
+    network, (x, t, r, _) = make_network(), problem()
+    how = {"runner": "fused", "return_stats": True, **limits}
+    expected, stats = mfd_fast.mean_velocity(network, x, t, r, **how)
+    with torch.device("meta"):
+        found, same = mfd_fast.mean_velocity(network, x, t, r, **how)
+    assert torch.equal(found, expected)
+    for name in ("evaluations", "steps", "status"):
+        assert torch.equal(getattr(same, name), getattr(stats, name)), name
+
+
 def test_float64_states_are_refused() -> None:
     x, t, r, _ = problem()
     with pytest.raises(ValueError, match=r"it computes in float32, got x in torch\.float64"):
