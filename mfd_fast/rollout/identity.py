@@ -92,7 +92,8 @@ def structure(module: nn.Module) -> Hashable:
         (
             *(id(part), type(part), id(vars(part).get("forward"))),
             *(tuple(part._forward_hooks), tuple(part._forward_pre_hooks)),
-            *(tuple(part._modules), tuple(part._parameters), tuple(part._buffers)),
+            # Of a scripted module these can only be asked for their keys.
+            *(tuple(names.keys()) for names in (part._modules, part._parameters, part._buffers)),
         )
         for part in module.modules()
     )

@@ -137,6 +137,27 @@ def test_weights_are_never_stale(changing: nn.Module, change: Callable[[nn.Modul
         assert float((compiled - before).abs().max()) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_scripted_part_runs_as_it_is() -> None:
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = torch.jit.script(nn.Sequential(nn.Linear(6, 6)))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            velocity: Tensor = self.part(x)
+            return velocity
+
+    field, (x, t, r, _) = Field(), problem()
+    for _ in range(2):
+        eager, compiled = (
+            mfd_fast.mean_velocity(field, x, t, r, step_size=0.2, runner=runner) for runner in ("eager", "compiled")
+        )
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            field.part[0].weight.mul_(2)
+
+
 @pytest.mark.parametrize("change", tiny_switched.CHANGES, ids=lambda change: change.__name__)
 def test_what_is_no_weight_is_never_stale(change: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiler: it guards what it reads of the copy, and takes seconds for each change."""
