@@ -7,6 +7,7 @@ is timed. The DiT, where calls take seconds, is compared by ``compare.py``.
 """
 
 import functools
+import importlib.util
 
 import pytest
 import torch
@@ -28,7 +29,9 @@ def ways() -> dict[str, Way]:
     pair = trained_pair("mlp")
     found = {f"mfd_fast {runner}": Own(pair).way(euler(), runner=runner) for runner in OWN}
     found |= {way.name: way for way in torch_peers(pair)}
-    return found | {"diffrax": Diffrax(pair).way(DiffraxChoice("rescaled", "Euler", 40))}
+    if importlib.util.find_spec("diffrax") is not None:
+        found["diffrax"] = Diffrax(pair).way(DiffraxChoice("rescaled", "Euler", 40))
+    return found
 
 
 NAMES = [*(f"mfd_fast {runner}" for runner in OWN), "torchdiffeq Euler 0.02, same numbers",

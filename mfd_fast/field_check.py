@@ -154,10 +154,11 @@ def _make_batch(data: Tensor, condition: Condition | None, seed: int, rows: int)
     samples = data[index].to(dtype)
     low, high = TIME_RANGE
     # One time in each of `rows` equal parts of the range, in random order.
-    places = (torch.randperm(rows, generator=generator) + torch.rand(rows, generator=generator)) / rows
+    order = torch.randperm(rows, generator=generator, device="cpu")
+    places = (order + torch.rand(rows, generator=generator, device="cpu")) / rows
     t = (low + (high - low) * places).to(samples)
     # Drawn after the times: data that were drawn from the same seed must not come out equal to their noise.
-    noise = torch.randn(samples.shape, generator=generator, dtype=dtype).to(samples)
+    noise = torch.randn(samples.shape, generator=generator, dtype=dtype, device="cpu").to(samples)
     chosen = select_rows(check_condition("condition", condition, data), index)
     return Batch(interpolate(samples, noise, t), t, chosen, conditional_velocity(samples, noise))
 

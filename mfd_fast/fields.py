@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mfd_fast.ops.mlp_program import NotAnMLP, ProgramBuilder, Slot, activation_name
 from mfd_fast.path import expand_times
 from mfd_fast.preparing import PreparesInner
-from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField
+from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField, shares_backbone
 
 TimeRange = tuple[float, float]
 
@@ -221,7 +221,7 @@ def autocast(field: VelocityField, dtype: torch.dtype | None) -> VelocityField:
     """``field`` with its network under autocast to ``dtype`` (states and times stay float32); None changes nothing."""
     if dtype is None:
         return field
-    return AutocastRole(field, dtype) if isinstance(field, SharedBackbone) else Autocast(field, dtype)
+    return AutocastRole(field, dtype) if shares_backbone(field) else Autocast(field, dtype)
 
 
 def _device_type(groups: Sequence[ConditionGroup]) -> str:

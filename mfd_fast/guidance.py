@@ -10,7 +10,7 @@ from torch import Tensor
 from mfd_fast.path import expand_times
 from mfd_fast.preparing import prepared
 from mfd_fast.rows import can_concatenate, concatenate, first_rows
-from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField
+from mfd_fast.types import Condition, ConditionGroup, RowGroup, VelocityField, shares_backbone
 
 
 class Guidance(NamedTuple):
@@ -59,7 +59,7 @@ class Guided(PreparesBoth):
     ) -> tuple[Tensor, Tensor]:
         """The conditional and the negative velocity, ``[n, ...]`` each; x ``[n, ...]``, t ``[n]``."""
         rows, negative = x.shape[0], complete_negative(condition, negative_condition)
-        if isinstance(self.field, SharedBackbone):
+        if shares_backbone(self.field):
             conditional, negative_velocity = self.field.evaluate_groups(
                 [RowGroup(self.field, x, t, condition), RowGroup(self.field, x, t, negative)]
             )
@@ -122,7 +122,7 @@ def guide(
             raise TypeError(f"guidance_scale must be a number or a tensor, got {type(guidance_scale).__name__}")
         if guidance_scale == 1.0:
             return field, condition, 1
-        guidance_scale = torch.tensor([guidance_scale], dtype=torch.float64)
+        guidance_scale = torch.tensor([guidance_scale], dtype=torch.float64, device="cpu")
     if guidance_scale.dim() == 0:
         guidance_scale = guidance_scale.expand(1)
     if guidance_scale.shape not in ((1,), (like.shape[0],)):

@@ -58,14 +58,17 @@ def make_problem(
 def run(
     problem: Problem, options: RolloutOptions, return_stats: bool, check_finite: bool, choice: Choice | None = None
 ) -> tuple[Rollout, RolloutStats]:
-    """The rollout and its statistics; without ``return_stats`` a row that failed is an error."""
+    """The rollout and its statistics; without ``return_stats`` a row that failed is an error.
+
+    A problem that comes with its ``choice`` of a runner is prepared already (`prepare`).
+    """
     raise_deferred()
     if problem.x.shape[0] == 0:
-        rows, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros_like(problem.x)
+        rows, nothing = torch.zeros(0, dtype=torch.int64, device="cpu"), torch.zeros_like(problem.x)
         choice = Choice(problem, "eager", "the batch is empty")
         return _finish(Rollout(nothing, nothing, rows, rows, rows), None, choice, rows)
     if choice is None:
-        problem = _prepared(problem, options)
+        problem = prepare(problem, options)
         choice = choose_runner(problem, options)
     rollout = choice.run(choice.problem, options)
     evaluations = _evaluations(choice.problem, rollout, return_stats)
@@ -90,8 +93,10 @@ def run(
     return _finish(rollout, first_bad, choice, evaluations)
 
 
-def _prepared(problem: Problem, options: RolloutOptions) -> Problem:
+def prepare(problem: Problem, options: RolloutOptions) -> Problem:
     """The problem with what depends on conditions alone computed; see `mfd_fast.types.PreparesConditions`."""
+    if problem.x.shape[0] == 0:
+        return problem
     with torch.set_grad_enabled(options.with_gradient):
         (condition,) = prepared([(problem.field, problem.condition)])
     return problem._replace(condition=condition)

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from mfd_fast.guidance import Guidance
-from mfd_fast.integration import PairStats, make_problem, run, run_as_one_batch
+from mfd_fast.integration import PairStats, make_problem, prepare, run, run_as_one_batch
 from mfd_fast.keywords import Keywords, PairKeywords
 from mfd_fast.pairing import paired
 from mfd_fast.partial_guidance import PartlyGuided
@@ -21,8 +21,15 @@ from mfd_fast.types import Condition, RolloutStats, VelocityField
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_options = functools.lru_cache(maxsize=64, typed=True)(RolloutOptions)
-"""`RolloutOptions` of positional arguments; the same ones are checked once."""
+_known_options = functools.lru_cache(maxsize=64, typed=True)(RolloutOptions)
+
+
+def _options(*given: Any) -> RolloutOptions:
+    """`RolloutOptions` of positional arguments; the same ones are checked once."""
+    try:
+        return _known_options(*given)
+    except TypeError:  # of a wrong type, or one that has no hash: then this says which
+        return RolloutOptions(*given)
 
 
 @overload
@@ -334,6 +341,7 @@ def mean_velocity_pair(
         u_teacher, u_auxiliary, stats = run_as_one_batch(both, first, second, options, return_stats, check_finite)
     else:
         raise_deferred()
+        first, second = prepare(first, options), prepare(second, other)
         choices = choose_pair(first, options, second, other)
         teacher_rollout, teacher_stats = run(first, options, return_stats, check_finite, choices[0])
         auxiliary_rollout, auxiliary_stats = run(second, other, return_stats, check_finite, choices[1])

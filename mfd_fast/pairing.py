@@ -12,16 +12,12 @@ from torch import Tensor
 
 from mfd_fast.guidance import combine, complete_negative
 from mfd_fast.preparing import prepared
-from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField
+from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField, shares_backbone
 
 
 def paired(teacher: VelocityField, auxiliary: VelocityField, *, guided: bool) -> "PairedField | None":
     """Both as one field if they are roles of the same backbone, else None."""
-    if (
-        isinstance(teacher, SharedBackbone)
-        and isinstance(auxiliary, SharedBackbone)
-        and teacher.backbone is auxiliary.backbone
-    ):
+    if shares_backbone(teacher) and shares_backbone(auxiliary) and teacher.backbone is auxiliary.backbone:
         return PairedField(teacher, auxiliary, guided)
     return None
 

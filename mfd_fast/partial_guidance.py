@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfd_fast.guidance import PreparesBoth, check_velocity, combine, complete_negative
 from mfd_fast.rows import can_concatenate, concatenate, first_rows, select_rows
-from mfd_fast.types import Condition, RowGroup, SharedBackbone, VelocityField
+from mfd_fast.types import Condition, RowGroup, VelocityField, shares_backbone
 
 
 class NegativeVelocities:
@@ -93,7 +93,7 @@ class PartlyGuided(PreparesBoth):
             return check_velocity(self.field(x, t, **condition), x.shape), None
         some_x, some_t = x.index_select(0, due), t.index_select(0, due)
         some = select_rows(negative, due)
-        if isinstance(self.field, SharedBackbone):
+        if shares_backbone(self.field):
             all_rows, some_rows = self.field.evaluate_groups(
                 [RowGroup(self.field, x, t, condition), RowGroup(self.field, some_x, some_t, some)]
             )

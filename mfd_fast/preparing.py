@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from mfd_fast.types import Condition, ConditionGroup, PreparesConditions
+from mfd_fast.types import Condition, ConditionGroup, prepares_conditions
 
 
 def prepared(groups: Sequence[ConditionGroup]) -> list[Condition]:
     """The conditions that a rollout passes to these fields of one backbone; unchanged where nothing is prepared."""
     field = groups[0][0]
-    if isinstance(field, PreparesConditions):
+    if prepares_conditions(field):
         return field.prepare_conditions(groups)
     return [condition for _, condition in groups]
 

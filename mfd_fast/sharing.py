@@ -11,9 +11,10 @@ def copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:  # deepcopy runs code of the user's classes and may raise anything
-        raise TypeError(
-            f"module ({type(module).__name__}) cannot be copied, which roles on one backbone need: {error}"
-        ) from error
+        inner = getattr(module, "module", None)
+        hint = f"; pass its .module, the {type(inner).__name__} inside" if isinstance(inner, nn.Module) else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TypeError(f"module ({type(module).__name__}) cannot be copied{hint}: {reason}") from error
 
 
 def shared_copy(module: nn.Module) -> nn.Module:

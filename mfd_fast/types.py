@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -84,6 +84,25 @@ class PreparesConditions(Protocol):
     """
 
     def prepare_conditions(self, groups: "Sequence[ConditionGroup]") -> "list[Condition]": ...
+
+
+# Asking ``isinstance`` for these protocols takes 10 to 20 microseconds, also inside rollouts, and from Python 3.12 on
+# it does not find a backbone that is a submodule.
+
+
+def shares_backbone(field: Any) -> TypeGuard[SharedBackbone]:
+    """Whether a field is a `SharedBackbone`."""
+    return hasattr(field, "evaluate_groups") and hasattr(field, "backbone")
+
+
+def calls_network(field: Any) -> TypeGuard[OnNetwork]:
+    """Whether a field is an `OnNetwork`."""
+    return hasattr(field, "with_network") and hasattr(field, "network")
+
+
+def prepares_conditions(field: Any) -> TypeGuard[PreparesConditions]:
+    """Whether a field is a `PreparesConditions`."""
+    return hasattr(field, "prepare_conditions")
 
 
 class RowGroup(NamedTuple):

@@ -94,6 +94,8 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "steps-many": ({"steps": 10**6}, ValueError, "^steps must be between 1 and 100000, got 1000000$"),
     "steps-float": ({"steps": 3.0}, TypeError, "^steps must be an int, got float$"),
     "solver": ({"solver": "huen"}, ValueError, r"^solver must be one of euler, .*, got 'huen'; did you mean 'heun'\?$"),
+    "solver-list": ({"solver": ["euler"]}, TypeError, "^solver must be the name of a solver, got list$"),
+    "step-size-list": ({"step_size": [0.1]}, TypeError, "^step_size must be a number, got list$"),
     "solver-none": ({"solver": None}, TypeError, "^solver must be the name of a solver, got NoneType$"),
     "runner": (
         {"runner": "eagr"},

@@ -238,3 +238,44 @@ def test_defaults() -> None:
     assert torch.equal(mean_velocity(LAW, x, 1.0, 0.0), mean_velocity(LAW, x, 1.0, 0.0, solver="euler", step_size=0.02))
     default = mean_velocity(LAW, x, 1.0, 0.0, solver="bosh3")
     assert torch.equal(default, mean_velocity(LAW, x, 1.0, 0.0, solver="bosh3", rtol=1e-2, atol=1e-2))
+
+
+class _Field(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2))
+
+    def forward(self, x: Tensor, t: Tensor, scale: Tensor) -> Tensor:
+        velocity: Tensor = self.network(torch.cat([x, t[:, None]], 1)) * scale[:, None]
+        return velocity
+
+
+GUIDED: dict[str, Any] = {"negative_condition": {"scale": torch.tensor([0.1])}, "guidance_scale": 2.0}
+
+
+@pytest.mark.parametrize("reference", [False, True], ids=["core", "definition"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *({"steps": 3}, {"solver": "bosh3"}, {"solver": "bosh3", "max_rows": 2}, {"max_rows": 2}, GUIDED),
+        *(GUIDED | {"max_rows": 4}, GUIDED | {"guidance_interval": (0.2, 0.8)}, {"max_evaluations": 5}),
+        {"solver": "torchdiffeq:rk4", "steps": 3},
+    ],
+    ids=str,
+)
+def test_what_the_host_plans_lies_on_the_cpu_whatever_the_default_device(
+    how: dict[str, Any], reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``torch.set_default_device("cuda")`` is the first line of many scripts."""
+    if reference:
+        monkeypatch.setattr("mfd_fast.native.core", lambda: None)
+    field, x, scale = _Field(), _points(5, torch.float32), torch.rand(5)
+    t, r = _times(5)
+    for times in ((t, r), (1.0, 0.0)):
+        how = {"condition": {"scale": scale}, "return_stats": True, **how}
+        expected, stats = mean_velocity(field, x, *times, **how)
+        with torch.device("meta"):
+            found, same = mean_velocity(field, x, *times, **how)
+        assert torch.equal(found, expected)
+        for name in ("evaluations", "steps", "status"):
+            assert torch.equal(getattr(same, name), getattr(stats, name)), name

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfd_fast import mean_velocity
+from mfd_fast import mean_velocity, mean_velocity_pair
 from mfd_fast.fields import autocast, from_data_prediction, from_noise_prediction, negated, reversed_time, scaled_time
 from mfd_fast.student import Student
 from mfd_fast.types import Condition, ConditionGroup, PreparesConditions
@@ -61,6 +61,18 @@ def test_once_per_rollout_with_the_same_result(wrapper: str, guided: bool) -> No
     theirs = mean_velocity(lambda x, t, **rows: wrapped(x, t, **rows), X, t, r, **arguments)
     assert field.prepared == [2 if guided else 1]
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [4, 0])
+def test_both_fields_of_a_pair_that_share_no_backbone(rows: int) -> None:
+    teacher, auxiliary = Preparing(), Preparing()
+    negative: dict[str, Any] = {"negative_condition": {"strength": torch.tensor([0.1])}, "guidance_scale": 3.0}
+    condition = {"strength": STRENGTH[:rows]}
+    found = mean_velocity_pair(teacher, auxiliary, X[:rows], 0.9, 0.1, condition=condition, **negative)
+    assert (teacher.prepared, auxiliary.prepared) == (([2], [1]) if rows else ([], []))
+    for velocity, guidance in zip(found, (negative, {}), strict=True):
+        alone = mean_velocity(Preparing(), X[:rows], 0.9, 0.1, condition=condition, **guidance)
+        assert torch.equal(velocity, alone)
 
 
 def test_rows_that_end_early_take_their_share_along() -> None:

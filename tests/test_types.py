@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mfd_fast import SharedBackbone, Status
 from mfd_fast.models.lora import LoRARoles
-from mfd_fast.types import RowGroup
+from mfd_fast.types import RowGroup, shares_backbone
 
 
 def test_codes_are_pinned() -> None:
@@ -38,8 +38,24 @@ def test_a_module_with_a_part_called_backbone_does_not_share_it() -> None:
 
     module = Detector()
     assert not isinstance(module, SharedBackbone)
+    assert not shares_backbone(module)
     role = LoRARoles(module, rank=1, alpha=1.0).teacher
     assert isinstance(role, SharedBackbone)
     x, t = torch.randn(3, 2), torch.rand(3)
     (velocity,) = role.evaluate_groups([RowGroup(role, x, t, {})])
     assert torch.equal(velocity, module(x, t))
+
+
+def test_a_role_may_hold_its_backbone_as_a_submodule() -> None:
+    """Which ``isinstance`` does not find from Python 3.12 on."""
+
+    class Role(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Linear(2, 2)
+
+        def evaluate_groups(self, groups: list[RowGroup]) -> list[Tensor]:
+            return [self.backbone(group.x) for group in groups]
+
+    assert shares_backbone(Role())
+    assert not shares_backbone(Role().backbone)

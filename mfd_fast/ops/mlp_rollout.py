@@ -4,7 +4,7 @@
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -171,7 +171,7 @@ def _empty(rollout: MLPRollout) -> Outcome:
     return Outcome(
         torch.empty_like(rollout.x),
         torch.empty_like(rollout.x),
-        torch.empty((3, len(rollout.x)), dtype=torch.int64),
+        torch.empty((3, len(rollout.x)), dtype=torch.int64, device="cpu"),
         None,
     )
 
@@ -213,7 +213,7 @@ def _run_triton(rollouts: Sequence[MLPRollout]) -> list[Outcome]:
     kernels = launchers.load("mlp_rollout", device)
     assert kernels is not None
     table = DeviceTable(kernels, rollouts)
-    integers = torch.tensor(table.integers)
+    integers = table.integers()
     on_device = integers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else integers
     kernels.launch_mlp_rollouts(on_device, len(rollouts), table.programs, table.scratch_floats)
     return table.outcomes
@@ -224,7 +224,9 @@ class DeviceTable:
 
     def __init__(self, kernels: Any, rollouts: Sequence[MLPRollout]) -> None:
         self._kernels = kernels
-        self.integers = [0] * (kernels.HEADER * len(rollouts))
+        self._headers: list[int] = []
+        self._parts: list[Tensor] = []
+        self._length: int = kernels.HEADER * len(rollouts)
         self.programs = 0
         """Programs to launch."""
         self.scratch_floats = 0
@@ -233,10 +235,14 @@ class DeviceTable:
         """What the launch fills."""
         self.kept: list[Tensor] = []
         """Tensors that the table refers to."""
-        for number, rollout in enumerate(rollouts):
-            self._add(number, rollout)
+        for rollout in rollouts:
+            self._add(rollout)
 
-    def _add(self, number: int, rollout: MLPRollout) -> None:
+    def integers(self) -> Tensor:
+        """The table, int64 on the CPU: the headers, then what they point to."""
+        return torch.cat([_integers(self._headers), *self._parts])
+
+    def _add(self, rollout: MLPRollout) -> None:
         program, block = rollout.program, self._kernels.BLOCK_ROWS
         starts = [block * sum(program.widths[:slot]) for slot in range(len(program.widths) + 1)]
         self.scratch_floats = max(self.scratch_floats, starts[-1] + block * program.widths[0])
@@ -249,15 +255,14 @@ class DeviceTable:
         order = torch.argsort(run, descending=True, stable=True)
         header = [
             *(self.programs, len(rollout.x), rollout.x.shape[1], groups),
-            *(self._place(self._operations(rollout, starts)), len(program.ops)),
-            *(self._place(inputs), len(program.inputs)),
-            *(self._place(torch.stack([order, planned[order], run[order]]).flatten().tolist()), int(rollout.two_step)),
+            *(self._place(_integers(self._operations(rollout, starts))), len(program.ops)),
+            *(self._place(_integers(inputs.tolist())), len(program.inputs)),
+            *(self._place(torch.cat([order, planned[order], run[order]])), int(rollout.two_step)),
             *(starts[program.output], starts[-1], rollout.x.data_ptr(), rollout.t.data_ptr(), rollout.r.data_ptr()),
             *((0, 0) if scale is None else (scale.data_ptr(), int(len(scale) > 1))),
             *(outcome.displacement.data_ptr(), outcome.mean_velocity.data_ptr()),
         ]
-        first = number * self._kernels.HEADER
-        self.integers[first : first + len(header)] = header
+        self._headers += [*header, *[0] * (self._kernels.HEADER - len(header))]
         self.programs += -(-len(rollout.x) // (block // groups))
         calls = run + 1 if rollout.two_step else run.clamp(min=1)
         status = torch.where(run < planned, int(Status.MAX_EVALUATIONS), int(Status.SUCCESS))
@@ -272,11 +277,15 @@ class DeviceTable:
             rows += [code, *(number for slot in (dst, src, other) for number in (starts[slot], widths[slot])), *rest]
         return rows
 
-    def _place(self, integers: Iterable[int]) -> int:
+    def _place(self, integers: Tensor) -> int:
         """Put integers at the end of the table; where they begin."""
-        begin = len(self.integers)
-        self.integers.extend(integers)
-        return begin
+        self._parts.append(integers)
+        self._length += len(integers)
+        return self._length - len(integers)
+
+
+def _integers(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def check_places(program: Program, scratch_floats: int) -> None:

@@ -20,11 +20,11 @@ class _Live:
 
     def __init__(self, x: Tensor, t: Tensor, r: Tensor, first: Tensor, control: AdaptiveSteps) -> None:
         rows = x.shape[0]
-        self.index = torch.arange(rows)
+        self.index = torch.arange(rows, device="cpu")
         self.start, self.x, self.r = x, x, r
         self.begin, self.initial, self.first = t, first, first
         self.displacement = torch.zeros_like(x)
-        self.accepted = torch.zeros(rows, dtype=torch.int64)
+        self.accepted = torch.zeros(rows, dtype=torch.int64, device="cpu")
         self.state = control.start(t, r)
 
     def select(self, keep: Tensor) -> None:
@@ -45,7 +45,7 @@ class _Live:
             self.initial.index_select(0, on_device),
             displacement / expand_times(covered.masked_fill(covered == 0, 1.0), displacement),
         )
-        spent = torch.full((keep.shape[0],), calls)
+        spent = torch.full((keep.shape[0],), calls, device="cpu")
         return Rollout(displacement, mean_velocity, spent, self.accepted[keep], status[keep])
 
 

@@ -2,9 +2,9 @@
 
 A graph reads and writes fixed memory, so state, input and condition lie in `Slots`, and there is one graph for each
 batch size of a short list (`bucket`); what fills up a batch is computed and thrown away. Weights are read where they
-lie: an optimiser that changes them in place is seen, and before every rollout addresses, training flags and the like
-are compared with those at the time of the recording. Random draws of a network in training mode go on from replay to
-replay.
+lie: an optimiser that changes them in place is seen, and before every rollout addresses, training flags, names (of the
+adapter in use) and the like are compared with those at the time of the recording. Random draws of a network in training
+mode go on from replay to replay.
 """
 
 import threading
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mfd_fast.rollout import graphs
 from mfd_fast.rollout.compiled import NotCompilable, compiled_field
@@ -32,8 +33,13 @@ from mfd_fast.rollout.table import Intervals
 from mfd_fast.solvers import TorchdiffeqSolver, get_solver
 from mfd_fast.types import VelocityField
 
+Replays = dict[int, Callable[[], None]]
+"""What repeats one evaluation of so many slots."""
+
 MAX_RECORDINGS = 8
 """Fields (with a solver, a shape and the like) whose recordings are kept; the one not used for longest goes first."""
+MAX_STATES = 4
+"""States of its networks (addresses, flags, the adapter in use) that a recording keeps, likewise."""
 
 
 class NotCapturable(Exception):
@@ -41,15 +47,16 @@ class NotCapturable(Exception):
 
 
 class Recording:
-    """The slots of one field and a recording for each batch size that was needed so far."""
+    """The slots of one field and, by the state of its networks, what was recorded for each batch size so far."""
 
     def __init__(self, problem: Problem, program: Program, slots: int) -> None:
         self.lock = threading.Lock()
         self.slots = Slots(problem.x, problem.condition, problem.field_dtype, program.memories, slots)
-        self._constants: Hashable = None
         self._device = problem.x.device
         self._recorder: Recorder | None = None
-        self.replays: dict[int, Callable[[], None]] = {}
+        self._states: OrderedDict[Hashable, Replays] = OrderedDict()
+        self.replays: Replays = {}
+        """Those that were prepared last."""
 
     def prepare(
         self, problem: Problem, fields: Sequence[VelocityField], networks: tuple[nn.Module, ...], sizes: set[int]
@@ -63,35 +70,35 @@ class Recording:
         """
         error = None
         for field in fields:
-            if self._recorder is None or fingerprint(networks) != self._constants:
-                self.replays.clear()
+            state = fingerprint(networks)
+            if self._recorder is None:
+                self._states.clear()
                 self._recorder = graphs.RECORDERS[self._device.type](self._device)
-            try:
-                self._record(problem, field, sizes, self._recorder)
-            except RuntimeError as failure:
-                error, self._recorder = failure, None
-                continue
-            # Afterwards: a network may prepare something for itself when it is first run.
-            self._constants = fingerprint(networks)
+            self.replays = self._states.get(state, {})
+            if not sizes <= self.replays.keys():
+                try:
+                    self._record(problem, field, sizes, self._recorder)
+                except RuntimeError as failure:
+                    error, self._recorder = failure, None
+                    continue
+                state = fingerprint(networks)  # a network may prepare something for itself when it is first run
+            self._states[state] = self.replays
+            self._states.move_to_end(state)
+            if len(self._states) > MAX_STATES:
+                self._states.popitem(last=False)
             return None
         return error
 
     def _record(self, problem: Problem, field: VelocityField, sizes: set[int], recorder: Recorder) -> None:
         """The largest batch first, so that the smaller ones find its memory."""
-        missing = sorted(sizes - self.replays.keys(), reverse=True)
-        if missing:
-            self.slots.fill(problem.x, problem.times.t, problem.condition)
-        for rows in missing:
+        self.slots.fill(problem.x, problem.times.t, problem.condition)
+        for rows in sorted(sizes - self.replays.keys(), reverse=True):
             self.replays[rows] = recorder.record(partial(self.slots.advance, field, rows))
 
     def begin(self) -> None:
         """Called before the evaluations of a rollout."""
         assert self._recorder is not None
         self._recorder.begin()
-
-    def advance(self, rows: int) -> None:
-        """One evaluation of the first ``rows`` slots."""
-        self.replays[rows]()
 
 
 _RECORDINGS: "OrderedDict[Hashable, Recording]" = OrderedDict()
@@ -103,6 +110,7 @@ class CapturedRollout(NamedTuple):
     """A rollout with everything recorded that it needs."""
 
     recording: Recording
+    replays: Replays
     program: Program
     intervals: Intervals
     schedule: Schedule
@@ -114,7 +122,7 @@ class CapturedRollout(NamedTuple):
             self.recording.begin()
             return integrate_slots(
                 self.recording.slots,
-                self.recording.advance,
+                lambda rows: self.replays[rows](),
                 problem.x,
                 problem.times,
                 problem.condition,
@@ -142,10 +150,11 @@ def prepare_captured(problem: Problem, options: RolloutOptions) -> CapturedRollo
     key, recording = _recording(problem, identity, program, options.solver, count)
     with recording.lock, torch.no_grad():
         error = recording.prepare(problem, _fastest_first(problem.field), identity.networks, set(batches))
+        replays = recording.replays
     if error is not None:
         forget(key)
         raise NotCapturable(f"recording it failed: {str(error).splitlines()[0]}") from error
-    return CapturedRollout(recording, program, intervals, schedule, batches)
+    return CapturedRollout(recording, replays, program, intervals, schedule, batches)
 
 
 def check_capturable(problem: Problem, options: RolloutOptions) -> tuple[Identity, Program]:
@@ -166,9 +175,14 @@ def check_capturable(problem: Problem, options: RolloutOptions) -> tuple[Identit
         raise NotCapturable("torch.autocast is on around the call; wrap the field in mfd_fast.fields.autocast instead")
     try:
         condition_key(problem.condition)
-        return identity_of(problem.field), program_of(solver)
+        identity, program = identity_of(problem.field), program_of(solver)
     except (Unknown, NotLinear) as reason:
         raise NotCapturable(str(reason)) from reason
+    weights = (parameter for network in identity.networks for parameter in network.parameters())
+    if (made := next(filter(is_traceable_wrapper_subclass, weights), None)) is not None:
+        kind = type(made).__name__
+        raise NotCapturable(f"its weights are of class {kind}: a graph would go on reading memory that they have left")
+    return identity, program
 
 
 def why_not_captured(device: torch.device) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mfd_fast.fields import Autocast, TimeRange, time_range_of
 from mfd_fast.rows import check_rows
-from mfd_fast.types import Condition, SharedBackbone
+from mfd_fast.types import Condition, shares_backbone
 
 
 class Times(NamedTuple):
@@ -81,7 +81,7 @@ def resolve_field_dtype(field: Any, x: Tensor, field_dtype: torch.dtype | None) 
     module = field
     while not isinstance(module, nn.Module | Autocast) and hasattr(module, "field"):
         module = module.field
-    if isinstance(module, SharedBackbone) and not isinstance(module, Autocast):
+    if shares_backbone(module) and not isinstance(module, Autocast):
         module = getattr(module.backbone, "module", module.backbone)
     weight = next(module.parameters(), None) if isinstance(module, nn.Module) else None
     low = (torch.bfloat16, torch.float16)
@@ -96,7 +96,7 @@ def resolve_field_dtype(field: Any, x: Tensor, field_dtype: torch.dtype | None) 
 def _as_rows(name: str, value: Any, x: Tensor) -> Tensor:
     rows = x.shape[0]
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return torch.full((rows,), float(value), dtype=torch.float64)
+        return torch.full((rows,), float(value), dtype=torch.float64, device="cpu")
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
@@ -116,7 +116,7 @@ def _check_values(name: str, host: Tensor, dtype: torch.dtype, time_range: TimeR
     if time_range is None:
         return
     low, high = time_range
-    ends = torch.tensor([low, high], dtype=dtype)  # 0.98 as float32 is more than 0.98
+    ends = torch.tensor([low, high], dtype=dtype, device="cpu")  # 0.98 as float32 is more than 0.98
     outside = (host.to(dtype) < ends[0]) | (host.to(dtype) > ends[1])
     if bool(outside.any()):
         raise ValueError(f"{name} must lie in the field's time_range [{low:g}, {high:g}], got {_first(host, outside)}")

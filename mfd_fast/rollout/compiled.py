@@ -2,12 +2,14 @@
 
 The user's module is never touched. A copy of its structure shares the storage of its weights, so whatever changes them
 in place (an optimiser, an EMA swap, ``load_state_dict``, ``.data.copy_``) is seen at once; weights or buffers that were
-replaced by others are linked anew before every rollout. On the CPU float32 Linears go through the faster of the two
-matrix products (`mfd_fast.ops.linear`).
+replaced by others are linked anew before every rollout, and flags, numbers and names among the attributes are copied. A
+module that has got other parts or hooks since then is copied anew. On the CPU float32 Linears go through the faster of
+the two matrix products (`mfd_fast.ops.linear`).
 """
 
 import dataclasses
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast import native
+from mfd_fast.rollout.identity import attributes, structure
 from mfd_fast.sharing import shared_copy
-from mfd_fast.types import OnNetwork, VelocityField
+from mfd_fast.types import VelocityField, calls_network
 
 INNER = ("field", "teacher", "auxiliary")
 """Members of wrappers that are fields themselves."""
@@ -32,20 +35,38 @@ class CompiledCopy:
     def __init__(self, module: nn.Module) -> None:
         # Holds the weights of the module but not the module, whose life decides how long the copy is kept.
         self._copy = shared_copy(module)
+        self._structure = structure(module)
+        self._attributes = [attributes(part) for part in module.modules()]
         self.uses_onednn = use_onednn(self._copy)
         self._compiled: Any = torch.compile(own_code(self._copy), dynamic=True)
 
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether ``module`` still has the parts, names and hooks that were copied."""
+        return self._structure == structure(module)
+
     def refresh(self, module: nn.Module) -> None:
-        """Link the weights that ``module`` has now and follow its training flags."""
+        """Link the weights that ``module`` (`is_of`) has now and follow its flags and other attributes."""
         own = dict(self._copy.named_parameters())
         for name, parameter in module.named_parameters():
             if own[name].data_ptr() != parameter.data_ptr():
                 own[name].data = parameter.detach()
-        for ours, theirs in zip(self._copy.modules(), module.modules(), strict=True):
-            ours.training = theirs.training
+        for index, (ours, theirs) in enumerate(zip(self._copy.modules(), module.modules(), strict=True)):
+            self._follow(index, ours, theirs)
             for name, buffer in theirs._buffers.items():
                 if ours._buffers.get(name) is not buffer:
                     ours._buffers[name] = buffer
+
+    def _follow(self, index: int, ours: nn.Module, theirs: nn.Module) -> None:
+        """Copy the attributes of one part that have changed; what the copy has changed by itself stays."""
+        before, now = self._attributes[index], attributes(theirs)
+        if before == now:
+            return
+        for name in before.keys() - now.keys():
+            vars(ours).pop(name, None)
+        for name, value in now.items():
+            if name not in before or before[name] != value:
+                vars(ours)[name] = deepcopy(vars(theirs)[name])
+        self._attributes[index] = now
 
     def __call__(self, *arguments: Any, **named: Any) -> Tensor:
         """What the module would return; a constant."""
@@ -87,7 +108,7 @@ def with_copies(field: VelocityField, copy: Callable[[nn.Module], Any]) -> Veloc
     if isinstance(field, nn.Module):
         copied: VelocityField = copy(field)
         return copied
-    if isinstance(field, OnNetwork):
+    if calls_network(field):
         return field.with_network(copy(field.network))
     inner = _inner_fields(field)
     if not inner:
@@ -97,14 +118,14 @@ def with_copies(field: VelocityField, copy: Callable[[nn.Module], Any]) -> Veloc
 
 
 def _compiled_copy(module: nn.Module) -> CompiledCopy:
-    copy = _COPIES.get(module)
-    if copy is None:
+    found = _COPIES.get(module)
+    if found is None or not found.is_of(module):
         try:
-            copy = _COPIES[module] = CompiledCopy(module)
+            found = _COPIES[module] = CompiledCopy(module)
         except TypeError as error:
             raise NotCompilable(str(error)) from error
-    copy.refresh(module)
-    return copy
+    found.refresh(module)
+    return found
 
 
 def _inner_fields(field: Any) -> dict[str, VelocityField]:
@@ -119,7 +140,7 @@ def network_of(field: VelocityField) -> nn.Module | None:
     inner: Any = field
     while not isinstance(inner, nn.Module):
         parts = _inner_fields(inner)
-        if isinstance(inner, OnNetwork):
+        if calls_network(inner):
             inner = inner.network
         elif parts:
             inner = next(iter(parts.values()))

@@ -70,7 +70,7 @@ _PENDING: deque[_Pending] = deque()
 
 def defer_check(bad: Tensor) -> None:  # pragma: no cover (gpu)
     """Copy the flag of a CUDA rollout to the host without waiting; `raise_deferred` reads it later."""
-    flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+    flag = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
     flag.copy_(bad.any(), non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(bad.device))  # which need not be the current device

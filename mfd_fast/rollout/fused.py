@@ -6,7 +6,7 @@ anew when a layer was exchanged; weights are read from where they are at each ca
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ SOLVERS = ("euler", "ab2")
 class _Part(NamedTuple):
     """A module of a network as it was when its program was traced."""
 
-    module: nn.Module
+    module: "ref[nn.Module]"
+    """Weak: the network is the key under which this is kept."""
     kind: type[nn.Module]
     attributes: dict[str, Any]
     """The module's own, live."""
@@ -233,7 +234,7 @@ def _trace(field: DescribesItself, features: int) -> Program:
 
 
 def _part(module: nn.Module) -> _Part:
-    return _Part(module, type(module), vars(module), list(module._modules.values()))
+    return _Part(ref(module), type(module), vars(module), list(module._modules.values()))
 
 
 def _check_parts(parts: list[_Part]) -> None:
@@ -247,7 +248,7 @@ def _are_as_they_were(parts: list[_Part]) -> bool:
     # Written out, because it is part of every call and small rollouts take as long.
     for module, kind, own, children in parts:
         if (
-            type(module) is not kind
+            type(module()) is not kind
             or own["_forward_hooks"]
             or own["_forward_pre_hooks"]
             or "forward" in own

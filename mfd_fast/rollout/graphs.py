@@ -1,8 +1,10 @@
 """Recording work on a device so that it can be repeated without Python: CUDA graphs behind two functions."""
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -10,6 +12,10 @@ import torch
 WARM_UPS = 3
 """Runs before a recording: libraries choose their kernels and reserve memory in the first ones, and the last shows
 whether the host has to wait for the device, which no recording survives."""
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A process may have one capture under way."""
 
 
 class Recorder(Protocol):
@@ -32,12 +38,15 @@ class CudaGraphs:  # pragma: no cover (gpu)
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # Torch's own stream for captures is one of the device that was first used for it. On this one nothing else
+        # runs, so that what cuBLAS needs for a stream lies in the pool too.
+        self._captures = torch.cuda.Stream(device)
         self._stream = torch.cuda.current_stream(device)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`; makes the host wait."""
-        with torch.cuda.device(self._device):
-            stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        with torch.cuda.device(self._device), _ONE_AT_A_TIME:
+            stream, aside = torch.cuda.current_stream(), _stream_for_trials(self._device)
             aside.wait_stream(stream)
             try:
                 with torch.cuda.stream(aside):
@@ -48,8 +57,10 @@ class CudaGraphs:  # pragma: no cover (gpu)
             finally:
                 stream.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
+            # Other threads, such as one that pins batches of data, may allocate and wait meanwhile.
+            capture = torch.cuda.graph(graph, self._pool, self._captures, capture_error_mode="thread_local")
             # The outer context: a capture that fails leaves its own stream behind as the current one.
-            with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.stream(stream), capture:
                 work()
         return graph.replay
 
@@ -59,6 +70,12 @@ class CudaGraphs:  # pragma: no cover (gpu)
         if stream != self._stream:
             stream.wait_stream(self._stream)
             self._stream = stream
+
+
+@cache
+def _stream_for_trials(device: torch.device) -> torch.cuda.Stream:  # pragma: no cover (gpu)
+    """One for all: cuBLAS keeps up to 32 MiB for each stream on which it ever ran."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

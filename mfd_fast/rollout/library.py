@@ -48,6 +48,6 @@ def integrate_with_library(
         )
         width = expand_times((r - t).masked_fill(instant, 1.0), x)
         mean_velocity = torch.where(expand_times(instant, x), velocity, displacement / width)
-    rows = torch.zeros(x.shape[0], dtype=torch.int64)
+    rows = torch.zeros(x.shape[0], dtype=torch.int64, device="cpu")
     taken = torch.where(instant.cpu(), 0, steps or 0)
     return Rollout(displacement, mean_velocity, rows + calls, taken, rows)

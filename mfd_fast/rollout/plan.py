@@ -80,7 +80,7 @@ def steps_within(steps: Tensor, solver: Solver, max_evaluations: int | None) -> 
 def evaluations_of(run: Tensor, solver: Solver) -> Tensor:
     """Evaluations of the field that ``run`` ``[B]`` steps cost; one where there is no step."""
     longest = int(run.max()) if run.numel() else 0
-    return torch.tensor([max(1, solver.evaluations(steps)) for steps in range(longest + 1)])[run]
+    return torch.tensor([max(1, solver.evaluations(steps)) for steps in range(longest + 1)], device="cpu")[run]
 
 
 def make_schedule(lengths: Tensor, slots: int) -> Schedule:
@@ -108,7 +108,8 @@ def schedule_reference(lengths: Tensor, slots: int) -> Schedule:
     name = {place: rank for rank, (_, place) in enumerate(by_end)}
     live = [sum(end > evaluation for end, _ in free) for evaluation in range(by_end[0][0] if by_end else 0)]
     named = [name[place] for place in slot]
-    order_tensor, slot_tensor, begin_tensor = (torch.tensor(part, dtype=torch.int64) for part in (order, named, begin))
+    rows_of = (torch.tensor(part, dtype=torch.int64, device="cpu") for part in (order, named, begin))
+    order_tensor, slot_tensor, begin_tensor = rows_of
     return Schedule(order_tensor, slot_tensor, begin_tensor, live)
 
 

@@ -166,14 +166,15 @@ def _arrivals(schedule: Schedule, slots: int) -> _Arrivals:
     for index, evaluation in enumerate(begin):
         parts[evaluation] = slice(parts[evaluation].start if evaluation in parts else index, index + 1)
     # Slots that no row ever takes may be computed to fill up a batch: they get something valid to compute.
-    idle = torch.arange(len(current), slots)
+    idle = torch.arange(len(current), slots, device="cpu")
     at_work = parts[0].stop
     rows = torch.cat([rows[:at_work], torch.full_like(idle, int(rows[0])), rows[at_work:]])
     places = torch.cat([places[:at_work], idle, places[at_work:]])
     added = len(idle)
     parts = {e: slice(part.start + added * (e > 0), part.stop + added) for e, part in parts.items()}
-    previous = torch.tensor([*before[:at_work], *[0] * added, *before[at_work:]])
-    return _Arrivals(rows, places, previous, parts, torch.tensor([current[place] for place in range(len(current))]))
+    previous = torch.tensor([*before[:at_work], *[0] * added, *before[at_work:]], device="cpu")
+    last = torch.tensor([current[place] for place in range(len(current))], device="cpu")
+    return _Arrivals(rows, places, previous, parts, last)
 
 
 def _table(
@@ -183,7 +184,8 @@ def _table(
     height, count = slots.state.coefficients.shape
     length = min(evaluations - first, max(1, TABLE_NUMBERS // (height * count)))
     table = tabulate(program, schedule, intervals, first, length, count, slots.state.start.dtype)
-    idle = torch.arange(count)[None, :] >= torch.tensor(schedule.live[first : first + length])[:, None]
+    live = torch.tensor(schedule.live[first : first + length], device="cpu")
+    idle = torch.arange(count, device="cpu")[None, :] >= live[:, None]
     table[:, TIME] = torch.where(idle, table[:, TIME, :1], table[:, TIME])
     return table
 

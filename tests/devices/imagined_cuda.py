@@ -213,7 +213,7 @@ def _memory(value: Any) -> set[int]:
 
 
 class _Capture:
-    def __init__(self, graph: Graph, pool: Any = None) -> None:
+    def __init__(self, graph: Graph, *_: Any, **__: Any) -> None:
         self._graph = graph
 
     def __enter__(self) -> None:

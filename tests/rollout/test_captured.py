@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tiny_switched
 import torch
 from tiny_recorded import GUIDED, Network, assert_equal, data_copy, problem
 from torch import Tensor, nn
@@ -204,12 +205,49 @@ ANEW = [data_replaced, parameter_replaced, buffer_replaced, hooked, training]
 @pytest.mark.parametrize("change", IN_PLACE + ANEW, ids=lambda change: change.__name__)
 def test_weights_are_never_stale(recorder: Any, network: Network, change: Callable[[Network], None]) -> None:
     before = assert_equal(network)
+    recordings = _recordings(recorder)
     change(network)
     after = assert_equal(network)
     if change is not average_swapped:  # which puts back what it found
         assert float((after - before).abs().max()) > 1e-3
     # What changes in place needs no new recording; what lies elsewhere, or works otherwise, does.
-    assert len(recorder.made) == (1 if change in IN_PLACE else 2)
+    assert _recordings(recorder) == (recordings if change in IN_PLACE else 2 * recordings)
+
+
+def _recordings(recorder: Any) -> int:
+    return sum(len(each.recorded) for each in recorder.made)
+
+
+def _run(network: nn.Module, runner: str) -> Tensor:
+    x, t, r, _ = problem()
+    return mfd_fast.mean_velocity(network, x, t, r, step_size=0.1, runner=runner)
+
+
+@pytest.mark.usefixtures("recorder")
+@pytest.mark.parametrize("change", tiny_switched.CHANGES, ids=lambda change: change.__name__)
+def test_what_is_no_weight_is_never_stale(change: Callable[[nn.Module], None]) -> None:
+    network = tiny_switched.switched(change)
+    before = _run(network, "captured")
+    change(network)
+    after = _run(network, "captured")
+    torch.testing.assert_close(after, _run(network, "eager"), rtol=2e-6, atol=2e-6)
+    assert float((after - before).abs().max()) > 1e-3
+
+
+def test_going_back_and_forth_between_adapters_records_each_once(recorder: Any) -> None:
+    network = tiny_switched.Switched()
+    recordings = []
+    for _ in range(2):
+        for adapters in (["first"], ["second"], []):
+            network.active = adapters
+            torch.testing.assert_close(_run(network, "captured"), _run(network, "eager"), rtol=2e-6, atol=2e-6)
+        recordings.append(_recordings(recorder))
+    assert recordings[0] == recordings[1] > 3
+    (recording,) = captured._RECORDINGS.values()
+    for factor in range(2 * captured.MAX_STATES):
+        network.factor = float(factor)
+        _run(network, "captured")
+    assert len(recording._states) == captured.MAX_STATES
 
 
 def test_few_recordings_over_random_batches(recorder: Any, network: Network) -> None:

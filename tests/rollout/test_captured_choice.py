@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_recorded import GUIDED, Network, assert_equal, both, data_copy, problem
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import mfd_fast
 from mfd_fast import fields
@@ -23,6 +24,12 @@ class Plain:
         return -x
 
 
+def sharded(network: Network) -> Network:
+    """As FSDP does, whose weights lie elsewhere in each evaluation."""
+    network.leave.weight = nn.Parameter(TwoTensor(network.leave.weight.data, network.leave.weight.data))
+    return network
+
+
 REFUSED: dict[str, tuple[Callable[[Network], Any], dict[str, Any], str]] = {
     "function": (lambda _: lambda x, t, label: x, {}, "the field is a function, not an nn.Module"),
     "object": (lambda _: Plain(), {}, "the field is a Plain, not an nn.Module"),
@@ -30,6 +37,7 @@ REFUSED: dict[str, tuple[Callable[[Network], Any], dict[str, Any], str]] = {
     "adaptive": (lambda network: network, {"solver": "bosh3"}, "only fixed steps"),
     "library": (lambda network: network, {"solver": "torchdiffeq:rk4"}, "only fixed steps"),
     "gradient": (lambda network: network, {"differentiable": True}, "no gradient"),
+    "sharded": (sharded, {}, "its weights are of class TwoTensor: a graph"),
     "condition": (
         lambda network: network,
         {"condition": {"label": torch.zeros(9, dtype=torch.int64), "extra": {"what": [1]}}},

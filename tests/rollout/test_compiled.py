@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+import tiny_switched
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
@@ -136,6 +137,58 @@ def test_weights_are_never_stale(changing: nn.Module, change: Callable[[nn.Modul
         assert float((compiled - before).abs().max()) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_scripted_part_runs_as_it_is() -> None:
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = torch.jit.script(nn.Sequential(nn.Linear(6, 6)))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            velocity: Tensor = self.part(x)
+            return velocity
+
+    field, (x, t, r, _) = Field(), problem()
+    for _ in range(2):
+        eager, compiled = (
+            mfd_fast.mean_velocity(field, x, t, r, step_size=0.2, runner=runner) for runner in ("eager", "compiled")
+        )
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            field.part[0].weight.mul_(2)
+
+
+@pytest.mark.parametrize("change", tiny_switched.CHANGES, ids=lambda change: change.__name__)
+def test_what_is_no_weight_is_never_stale(change: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiler: it guards what it reads of the copy, and takes seconds for each change."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    network, (x, t, r, _) = tiny_switched.switched(change), problem()
+
+    def run(runner: str) -> Tensor:
+        return mfd_fast.mean_velocity(network, x, t, r, step_size=0.2, runner=runner)
+
+    before = run("compiled")
+    change(network)
+    after = run("compiled")
+    torch.testing.assert_close(after, run("eager"), rtol=1e-5, atol=1e-5)
+    assert float((after - before).abs().max()) > 1e-3
+
+
+def test_going_back_and_forth_between_adapters_compiles_each_once() -> None:
+    network, (x, t, r, _) = tiny_switched.Switched(), problem()
+    graphs = []
+    for _ in range(2):
+        for adapters in (["first"], ["second"], []):
+            network.active = adapters
+            eager, compiled = (
+                mfd_fast.mean_velocity(network, x, t, r, step_size=0.2, runner=runner)
+                for runner in ("eager", "compiled")
+            )
+            torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1]
+
+
 def test_follows_buffers_and_training_mode() -> None:
     class Field(nn.Module):
         def __init__(self) -> None:
@@ -205,9 +258,25 @@ class Uncopyable(nn.Module):
         return x
 
 
+class Parallel(nn.Module):
+    """As DistributedDataParallel, it holds what has no copy."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.reducer = module, threading.Lock()
+
+    def forward(self, *arguments: Tensor, **named: Tensor) -> Tensor:
+        return self.module(*arguments, **named)
+
+
 def test_what_cannot_be_compiled_says_why(network: nn.Module) -> None:
     x, t, r, condition = problem()
-    for field, reason in ((lambda x, t, label: x, "the field is a function"), (Uncopyable(), "module (Uncopyable)")):
+    cases: list[tuple[Callable[..., Tensor], str]] = [
+        (lambda x, t, label: x, "the field is a function"),
+        (Uncopyable(), "module (Uncopyable) cannot be copied: "),
+        (Parallel(network), "module (Parallel) cannot be copied; pass its .module, the MLP inside: "),
+    ]
+    for field, reason in cases:
         with pytest.raises(ValueError, match=r"runner='compiled' is not possible: " + re.escape(reason)):
             mfd_fast.mean_velocity(field, x, t, r, condition=condition, runner="compiled")
         report = mfd_fast.warmup(field, x, condition=condition)

@@ -1,7 +1,9 @@
 """The fused runner against eager: every option, changing weights, what it refuses, and when auto takes it."""
 
 import copy
+import gc
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -260,6 +262,29 @@ def test_a_hook_that_comes_later_is_seen() -> None:
     network.leave.register_forward_hook(lambda module, inputs, output: 2 * output)  # type: ignore[union-attr,operator]
     with pytest.raises(ValueError, match="hooks"):
         mfd_fast.mean_velocity(network, x, t, r, runner="fused")
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["itself", "sequential_mlp"])
+def test_a_network_is_not_kept_alive(wrapped: bool) -> None:
+    network = nn.Sequential(nn.Linear(3, 2)) if wrapped else make_network()
+    field, (x, t, r, _) = (sequential_mlp(network) if wrapped else network), problem()
+    mfd_fast.mean_velocity(field, x.flatten(1)[:, :2] if wrapped else x, t, r, runner="fused")
+    gone = weakref.ref(network)
+    del network, field
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_evaluations": 5}], ids=["quick", "checked"])
+def test_counts_lie_on_the_cpu_whatever_the_default_device(limits: dict[str, Any]) -> None:
+    network, (x, t, r, _) = make_network(), problem()
+    how = {"runner": "fused", "return_stats": True, **limits}
+    expected, stats = mfd_fast.mean_velocity(network, x, t, r, **how)
+    with torch.device("meta"):
+        found, same = mfd_fast.mean_velocity(network, x, t, r, **how)
+    assert torch.equal(found, expected)
+    for name in ("evaluations", "steps", "status"):
+        assert torch.equal(getattr(same, name), getattr(stats, name)), name
 
 
 def test_float64_states_are_refused() -> None:
