@@ -284,7 +284,11 @@ class Answers(nn.Module):
     [
         (lambda velocity: (velocity,), PLAIN, r"shape of x, \[2, 2\], got tuple"),
         (lambda velocity: velocity[:, :1], PLAIN, r"shape of x, \[2, 2\], got \[2, 1\]"),
-        (lambda velocity: velocity, Task((1, 8, 8), {}), r"samples are \[1, 8, 8\] .*x \[2, 1, 8, 8\] float32.* raised"),
+        (
+            lambda velocity: velocity,
+            Task((1, 8, 8), {}),
+            r"samples are \[1, 8, 8\] .*x \[2, 1, 8, 8\] float32.* raised",
+        ),
         (lambda velocity: velocity, Task((2,), {"label": torch.arange(3)}), r"label \[2\] int64\) raised TypeError"),
     ],
     ids=["tuple", "shape", "other data", "condition"],
