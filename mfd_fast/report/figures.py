@@ -51,7 +51,7 @@ def distance_figure(record: RunRecord, theme: Theme) -> "Figure | None":
 
 
 def _dashed(axes: "Axes", value: float, words: str, theme: Theme) -> None:
-    """A dashed line at a value to compare with, explained above the axes: curves end near it and would cross a label."""
+    """A dashed line at a value to compare with, explained above the axes: beside it curves cross its words."""
     axes.axhline(value, color=theme.data, linestyle="--", linewidth=1.5)
     axes.set_title(f"\u2013 \u2013 \u2013  {words}", color=theme.data)
 
