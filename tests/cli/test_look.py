@@ -205,6 +205,7 @@ def test_what_was_measured_is_said_where_the_report_cannot_be_written(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = cli("evaluate", run)
     assert result.code == 2
+    assert result.out.startswith("measuring samples of the teacher and of the student\n")
     assert "student     1 step " in result.out
     assert f"then: mfd-fast report {run}" in result.err
     assert (run / "metrics.json").is_file()
