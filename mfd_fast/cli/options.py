@@ -140,7 +140,10 @@ def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:
 def what_next(run: RunFolder) -> str:
     """The commands that use the finished student of a run and measure it, as they must be typed for this one."""
     description = run.read_description("student")
-    place = shlex.quote(str(run.path)) + (" --trust-code" if "factory" in description["network"] else "")
-    pipeline = "pipeline" in description["network"]
-    kind = "grid samples.png" if pipeline or description["value_range"] is not None else "out samples.npz"
-    return f"try: mfd-fast sample {place} --{kind}" + ("" if pipeline else f"\nmeasure it: mfd-fast evaluate {place}")
+    place = shlex.quote(str(run.path))
+    if "pipeline" in description["network"]:
+        export = f"\nfor diffusers: mfd-fast export {place} lora" if description["lora"] else ""
+        return f"try: mfd-fast sample {place} --grid samples.png{export}"
+    kind = "out samples.npz" if description["value_range"] is None else "grid samples.png"
+    trust = " --trust-code" if "factory" in description["network"] else ""
+    return f"try: mfd-fast sample {place} --{kind}{trust}\nmeasure it: mfd-fast evaluate {place}{trust}"
