@@ -59,7 +59,9 @@ def _add_distill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     distill = commands.add_parser("distill", help="distil the run's teacher, or one of yours, into a student")
     add_settings(distill)
     add_run(distill)
-    distill.add_argument("--teacher", metavar="MODULE:FACTORY", help="what builds your teacher, for samples as data.name has them")
+    distill.add_argument(
+        "--teacher", metavar="MODULE:FACTORY", help="what builds your teacher, for samples as data.name has them"
+    )
     distill.add_argument("--teacher-run", metavar="RUN", type=Path, help="take the finished teacher of another run")
     distill.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --teacher")
     add_pipeline(distill)

@@ -87,7 +87,11 @@ def occupancy_verdict(record: RunRecord) -> Verdict | None:
     )
     share = student / teachers[most] if teachers[most] > 0 else 0.0
     state: State = "good" if share >= NEAR_TEACHER else "look" if share >= FAR_FROM_TEACHER else "problem"
-    return Verdict(state, sentence, "Means over all horizons, in per cent; higher is better.")
+    detail = "Means over all horizons, in per cent; higher is better."
+    repeated = next((value for role, _, value in measured if role == "repeated" and value is not None), 0.0)
+    if state == "good" and teachers[most] <= repeated:  # as good as a teacher that forecasts nothing
+        state, detail = "look", f"{detail} The last frame again has {show(repeated)}: the teacher learned too little."
+    return Verdict(state, sentence, detail)
 
 
 def _rows(entry: object) -> list[Mapping[str, Any]]:

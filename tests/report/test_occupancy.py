@@ -86,6 +86,15 @@ def test_verdict(student: float, state: str, run: Path) -> None:
     )
 
 
+def test_a_teacher_that_forecasts_nothing_makes_no_good_student(run: Path) -> None:
+    poor = metrics(36.0)
+    poor["occupancy"]["rows"].append(row("repeated", None, 42.3))
+    verdict = occupancy_verdict(measured(run, poor))
+    assert verdict is not None
+    assert verdict.state == "look"
+    assert "The last frame again has 42.3" in verdict.detail
+
+
 def test_latents_alone(run: Path) -> None:
     rows = [
         {"role": "student", "steps": 1, "frames_per_second": 3.0, "latent_rms": [0.5, 0.6], "mean_latent_rms": 0.55}
