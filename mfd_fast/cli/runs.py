@@ -24,6 +24,8 @@ from mfd_fast.storage import write_json
 
 SAMPLES = 100
 """Samples that ``sample`` draws unless said otherwise."""
+YARDSTICKS = {"recorded": "recorded latents", "repeated": "last frame again"}
+"""What stands beside teacher and student of forecasts, in words."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -344,11 +346,12 @@ def _result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What was measured, one line for each role and number of steps."""
     if "occupancy" in metrics:
         for row in metrics["occupancy"]["rows"]:
-            steps = f"{row['steps']:>4} step{'s' if row['steps'] != 1 else ' '}" if row["steps"] else " " * 10
+            steps = f"{row['steps']:>4} step{'s' if row['steps'] != 1 else ' '}" if row["steps"] else ""
+            name = f"{YARDSTICKS.get(row['role'], row['role']):8} {steps}"
             if "mean_iou" in row:
-                yield f"{row['role']:8} {steps}  IoU {row['mean_iou']:5.2f}  mIoU {row['mean_miou']:5.2f}"
+                yield f"{name:19}  IoU {row['mean_iou']:5.2f}  mIoU {row['mean_miou']:5.2f}"
             else:
-                yield f"{row['role']:8} {steps}  distance of latents {row['mean_latent_rms']:.3f}"
+                yield f"{name:19}  distance of latents {row['mean_latent_rms']:.3f}"
         return
     for role in ("teacher", "student"):
         for steps, distance in sorted(metrics[role].items(), key=lambda item: int(item[0])):

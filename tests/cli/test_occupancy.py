@@ -227,7 +227,7 @@ def test_the_whole_way_over_files(released: Path, cli: Callable[..., Any], tmp_p
     result = cli("evaluate", "run")
     assert result.code == 0, result.err
     assert "teacher     2 steps  IoU" in result.out
-    assert "recorded             IoU 100.00" in result.out
+    assert "recorded latents     IoU 100.00" in result.out
 
 
 def test_toy_command(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
