@@ -149,7 +149,11 @@ def check_call(teacher: nn.Module, task: Task, settings: DistillSettings, device
     try:
         with torch.no_grad():
             velocity = autocast(teacher, PRECISIONS[settings.precision])(x, t, **condition)
+    except torch.OutOfMemoryError:
+        return  # the run meets it, too, and says what needs less
     except Exception as error:
+        if torch.are_deterministic_algorithms_enabled():  # torch refuses operations that cannot repeat themselves
+            raise
         raise ValueError(
             f"the teacher does not fit the data, whose samples are {list(task.sample_shape)} (data.name, or Task): "
             f"{failed_call(x, t, condition, error)}"

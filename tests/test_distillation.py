@@ -15,7 +15,7 @@ from mfd_fast import load_student
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import distill
+from mfd_fast.distillation import check_call, distill
 from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.models import build_model
 from mfd_fast.run_folder import RunFolder
@@ -299,6 +299,13 @@ def test_a_teacher_that_does_not_fit_the_task_is_refused_at_once(
     with pytest.raises(ValueError, match=message):
         distill(Answers(answer), tiny(), task, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_no_memory_is_no_misfit() -> None:
+    def answer(velocity: Tensor) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    check_call(Answers(answer), PLAIN, tiny().distill, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("roles", ["full", "lora"])
