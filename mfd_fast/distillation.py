@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfd_fast.config import DistillSettings, Settings
 from mfd_fast.data.dataset import Dataset
 from mfd_fast.estimate.out_of_memory import named_knobs
+from mfd_fast.field_check import failed_call
 from mfd_fast.fields import autocast
 from mfd_fast.finished import student_description
 from mfd_fast.methods.base import Needs
@@ -62,7 +63,7 @@ def distill(
         The student, with averaged weights if ``distill.ema_decay`` asks for them.
 
     Raises:
-        ValueError: settings that do not fit each other or the checkpoint.
+        ValueError: settings that do not fit each other or the checkpoint; a teacher that cannot be called on the task.
         mfd_fast.training.interrupts.Interrupted: a signal or the time limit; it is saved and ``resume=True`` continues.
         FloatingPointError: gradients stayed non-finite.
 
@@ -83,6 +84,8 @@ def distill(
         check_same_teacher(folder, teacher)
     seed = settings.run.seed
     frozen = frozen_copy(teacher, context)
+    if "factory" in network or "class" in network:
+        check_call(frozen, task, settings.distill, context.device)
     roles = make_roles(frozen, settings.distill, derive_seed(seed, "distill/init", 0), needs, context)
     begun = begin_roles(roles, settings.distill, folder.distill_checkpoints(), resume)
     student = make_student(roles, task, settings.distill, context.device, needs)
@@ -134,6 +137,31 @@ def check_fit(settings: DistillSettings, task: Task, teacher: nn.Module) -> None
     if low and PRECISIONS[settings.precision] is None:
         name = str(low.pop()).removeprefix("torch.")
         raise ValueError(f"the teacher's weights are {name}: set distill.precision to {name}, got {settings.precision}")
+
+
+def check_call(teacher: nn.Module, task: Task, settings: DistillSettings, device: torch.device) -> None:
+    """Raise ValueError if a user's teacher does not give a velocity for samples and conditions of the task.
+
+    Without this the first error would come from somewhere inside the method, and in torch's words.
+    """
+    x = torch.zeros(2, *task.sample_shape, device=device)
+    t = torch.tensor([0.25, 0.75], device=device)
+    condition = {name: rows[torch.arange(2) % len(rows)].to(device) for name, rows in task.conditions.items()}
+    try:
+        with torch.no_grad():
+            velocity = autocast(teacher, PRECISIONS[settings.precision])(x, t, **condition)
+    except torch.OutOfMemoryError:
+        return  # the run meets it, too, and says what needs less
+    except Exception as error:
+        if torch.are_deterministic_algorithms_enabled():  # torch refuses operations that cannot repeat themselves
+            raise
+        raise ValueError(
+            f"the teacher does not fit the data, whose samples are {list(task.sample_shape)} (data.name, or Task): "
+            f"{failed_call(x, t, condition, error)}"
+        ) from error
+    if not isinstance(velocity, Tensor) or velocity.shape != x.shape:
+        got = list(velocity.shape) if isinstance(velocity, Tensor) else type(velocity).__name__
+        raise ValueError(f"the teacher must return a velocity of the shape of x, {list(x.shape)}, got {got}")
 
 
 def check_same_teacher(folder: RunFolder, teacher: nn.Module) -> None:

@@ -53,6 +53,8 @@ def evaluate_run(
     """
     phases = phases or Phases()
     context = context or Context(choose_device(settings.run.device, "run.device"), World())
+    if context.world.is_main:
+        print("measuring samples of the teacher and of the student", flush=True)  # it can take minutes
     if isinstance(dataset, OccupancyDataset):
         samplers = make_samplers(run, settings, dataset, context.device, trust_code)
         metrics = score_forecasts(run, settings, dataset, samplers, decoder, phases, context.world)

@@ -123,7 +123,7 @@ def build_from_description(
     if "class" in description:
         raise ValueError(
             f"only your code can build this run's {description['class']}: pass a module built as the teacher was "
-            f"(load_student(run, network=...))"
+            f"(load_student(run, network=...)); for commands distil with distill(..., factory='package.module:name')"
         )
     from mfd_fast.models.limits import model_for_weights
 

@@ -1,8 +1,10 @@
 """A user's own teacher: ``package.module:factory`` gives a module, a safetensors file its weights."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +27,8 @@ def load_object(reference: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{reference!r}: there is no module {error.name!r}") from error
+        hint = f"; give {module_name[:-3]}:{name}" if module_name.endswith(".py") else ""
+        raise ValueError(f"{reference!r}: there is no module {error.name!r}{hint}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{reference!r}: module {module_name!r} has no {part!r}")
@@ -76,7 +79,12 @@ def load_weights(module: nn.Module, weights: Path) -> None:
     if not weights.is_file():
         raise FileNotFoundError(f"weights must be a safetensors file, {weights} does not exist")
     try:
-        module.load_state_dict(read_tensors(weights))
+        tensors = read_tensors(weights)
+    except ValueError as error:
+        save = "safetensors.torch.save_file(module.state_dict(), 'weights.safetensors')"
+        raise ValueError(f"{error} (where the module is, {save} writes one)") from error
+    try:
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit the module: {error}") from error
 
@@ -85,4 +93,9 @@ def _call(reference: str) -> Any:
     factory = load_object(reference)
     if not callable(factory):
         raise TypeError(f"{reference!r} must be callable, got {type(factory).__name__}")
+    with suppress(ValueError):  # what Python knows no parameters of is called as it is
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            raise TypeError(f"{reference!r} must need no arguments: {error}") from error
     return factory()

@@ -15,7 +15,7 @@ from mfd_fast import load_student
 from mfd_fast.config import Settings
 from mfd_fast.data import load_dataset
 from mfd_fast.data.dataset import Dataset
-from mfd_fast.distillation import distill
+from mfd_fast.distillation import check_call, distill
 from mfd_fast.metrics import sliced_wasserstein
 from mfd_fast.models import build_model
 from mfd_fast.run_folder import RunFolder
@@ -266,6 +266,46 @@ def test_guidance_needs_something_to_push_away_from(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"guidance_scale is 2\.0 but the teacher has no negative condition"):
         distill(labelled_mlp(), tiny("distill.guidance_scale=2.0"), task, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Answers(nn.Module):
+    """A teacher of points that returns what it is told to make of its velocity."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.body, self.answer = nn.Linear(3, 2), answer
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        return self.answer(self.body(torch.cat([x, t[:, None]], 1)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "task", "message"),
+    [
+        (lambda velocity: (velocity,), PLAIN, r"shape of x, \[2, 2\], got tuple"),
+        (lambda velocity: velocity[:, :1], PLAIN, r"shape of x, \[2, 2\], got \[2, 1\]"),
+        (
+            lambda velocity: velocity,
+            Task((1, 8, 8), {}),
+            r"samples are \[1, 8, 8\] .*x \[2, 1, 8, 8\] float32.* raised",
+        ),
+        (lambda velocity: velocity, Task((2,), {"label": torch.arange(3)}), r"label \[2\] int64\) raised TypeError"),
+    ],
+    ids=["tuple", "shape", "other data", "condition"],
+)
+def test_a_teacher_that_does_not_fit_the_task_is_refused_at_once(
+    answer: Callable[[Tensor], Any], task: Task, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        distill(Answers(answer), tiny(), task, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_memory_is_no_misfit() -> None:
+    def answer(velocity: Tensor) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    check_call(Answers(answer), PLAIN, tiny().distill, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("roles", ["full", "lora"])

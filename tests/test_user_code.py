@@ -90,7 +90,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "unknown name": (lambda _: load_object("users_code:mkae"), ValueError, "module 'users_code' has no 'mkae'"),
     "no factory": (lambda _: call_factory("users_code:value"), TypeError, "must be callable, got int"),
-    "factory with arguments": (lambda _: call_factory("users_code:needs"), TypeError, "missing 1 required"),
+    "factory with arguments": (lambda _: call_factory("users_code:needs"), TypeError, "users_code:needs' must need no"),
+    "file as module": (
+        lambda _: load_object("users_code.py:make"),
+        ValueError,
+        r"'users_code.py'; give users_code:make",
+    ),
     "no module made": (lambda _: load_teacher("users_code:number", None), TypeError, "return an nn.Module, got int"),
     "no field made": (lambda _: load_field("users_code:number", None), TypeError, "must return a callable field"),
     "weights of a function": (
@@ -120,5 +125,5 @@ def test_what_is_wrong_is_said(case: str, weights: Path) -> None:
 
 def test_weights_of_another_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"PK\x03\x04 a pickle in a zip")
-    with pytest.raises(ValueError, match=r"weights\.bin is not a valid safetensors file"):
+    with pytest.raises(ValueError, match=r"weights\.bin is not a valid safetensors file.*save_file"):
         load_teacher("users_code:make", tmp_path / "weights.bin")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mfd_fast.cli.options import add_trust
+from mfd_fast.cli.options import add_trust, what_next
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.storage import only_writer
 from mfd_fast.training.checkpoint import list_checkpoints, load_checkpoint, prune_checkpoints, verify_checkpoint
@@ -142,7 +142,7 @@ def run_extract(options: argparse.Namespace) -> int:
         raise ValueError(f"--name must be one of {', '.join(names) or 'none'}, got {name!r}")
     restored = restore_student(run, folder / Path(name).name, settings, dataset, trust_code=options.trust_code)
     write_run(run, restored, options.out)
-    print(f"student of {name} in {options.out}; try: mfd-fast sample {options.out} --grid samples.png")
+    print(f"student of {name} in {options.out}; {what_next(RunFolder(options.out))}")
     return 0
 
 

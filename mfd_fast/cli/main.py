@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from mfd_fast import __version__
 from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, reproduce, runs, verify
+from mfd_fast.cli.examples import EXAMPLES
 from mfd_fast.config import did_you_mean
 from mfd_fast.training.distributed import is_first_process, leave_world
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
@@ -18,7 +19,9 @@ EXIT_FAILED = 1
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(
-        prog="mfd-fast", description="Distil flow-matching models into one-step and few-step generators."
+        prog="mfd-fast",
+        description="Distil flow-matching models into one-step and few-step generators.",
+        epilog="Begin with `mfd-fast demo`; `mfd-fast COMMAND --help` has options and examples.",
     )
     parser.add_argument("--version", action="version", version=f"mfd_fast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -32,6 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_command(commands)
     estimate.add_commands(commands)
     reproduce.add_command(commands)
+    for words in commands._choices_actions:
+        command = commands.choices[words.dest]
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.description = f"{str(words.help)[:1].upper()}{str(words.help)[1:]}."
+        command.epilog = "\n  ".join(["examples:", *EXAMPLES[words.dest]])
     return parser
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mfd_fast.training.loop import Resume
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """``--preset``, ``--settings``, ``--set``."""
+    """``--preset``, ``--settings``, ``--set``, ``--seed``."""
     parser.add_argument("--preset", metavar="NAME", help=f"settings to start from: {', '.join(PRESETS)}")
     parser.add_argument("--settings", metavar="FILE", type=Path, help="a TOML file with settings, over the preset")
     parser.add_argument(
@@ -24,6 +25,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="one setting, over the file; may be repeated (all keys: mfd-fast info --settings)",
     )
+    parser.add_argument("--seed", type=int, help="the same as --set run.seed=SEED")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +80,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
     if options.settings is not None and not options.settings.is_file():
         raise FileNotFoundError(f"--settings: there is no file {options.settings}")
     settings = load_settings(options.preset, options.settings, options.set)
+    if options.seed is not None:
+        settings = replace(settings, run=replace(settings.run, seed=options.seed))
     if options.time_limit is not None:
         settings = replace(settings, run=replace(settings.run, max_seconds=options.time_limit))
     check_names(settings)
@@ -131,3 +135,15 @@ def open_run(options: argparse.Namespace, settings: Settings) -> RunFolder:
             f"or --run to use another folder"
         )
     return run
+
+
+def what_next(run: RunFolder) -> str:
+    """The commands that use the finished student of a run and measure it, as they must be typed for this one."""
+    description = run.read_description("student")
+    place = shlex.quote(str(run.path))
+    if "pipeline" in description["network"]:
+        export = f"\nfor diffusers: mfd-fast export {place} lora" if description["lora"] else ""
+        return f"try: mfd-fast sample {place} --grid samples.png{export}"
+    kind = "out samples.npz" if description["value_range"] is None else "grid samples.png"
+    trust = " --trust-code" if "factory" in description["network"] else ""
+    return f"try: mfd-fast sample {place} --{kind}{trust}\nmeasure it: mfd-fast evaluate {place}{trust}"

@@ -1,6 +1,7 @@
 """`mfd-fast encode-prompts`: a prompt file as embeddings, once, so that training needs no text encoder."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 SHOWN = 5
@@ -67,8 +68,9 @@ def run_encode(options: argparse.Namespace) -> int:
             shard_rows=options.shard_rows,
             progress=lambda rows: bar.update(rows) and None,
         )
+    words = ["--preset", "sana-1600m", "--pipeline", options.pipeline, "--set", f"data.root={options.out}"]
     print(
         f"{index.prompts} prompts in {options.out}, the longest of {index.longest} tokens; "
-        f"next: mfd-fast distill --preset sana-1600m --pipeline {options.pipeline} --set data.root={options.out}"
+        f"next: mfd-fast distill {shlex.join(words)}"
     )
     return 0

@@ -1,6 +1,7 @@
 """Commands that make something: demo, train-teacher, distill, sample, evaluate, report."""
 
 import argparse
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mfd_fast.cli.options import add_run, add_settings, add_trust, open_run, read_settings, resume_choice
+from mfd_fast.cli.options import add_run, add_settings, add_trust, open_run, read_settings, resume_choice, what_next
 from mfd_fast.cli.pictures import add_picture_options, evaluate_pictures, is_picture_folder
 from mfd_fast.cli.pipelines import (
     add_pipeline,
@@ -23,6 +24,8 @@ from mfd_fast.storage import write_json
 
 SAMPLES = 100
 """Samples that ``sample`` draws unless said otherwise."""
+YARDSTICKS = {"recorded": "recorded latents", "repeated": "last frame again"}
+"""What stands beside teacher and student of forecasts, in words."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,7 +33,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     demo = commands.add_parser("demo", help="the whole way on handwritten digits, in minutes on a CPU")
     add_settings(demo)
     add_run(demo)
-    demo.add_argument("--seed", type=int, help="the same as --set run.seed=SEED")
     demo.set_defaults(run_command=run_demo)
 
     teacher = commands.add_parser("train-teacher", help="train a flow-matching teacher")
@@ -59,7 +61,9 @@ def _add_distill(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     distill = commands.add_parser("distill", help="distil the run's teacher, or one of yours, into a student")
     add_settings(distill)
     add_run(distill)
-    distill.add_argument("--teacher", metavar="MODULE:FACTORY", help="what builds your teacher, package.module:factory")
+    distill.add_argument(
+        "--teacher", metavar="MODULE:FACTORY", help="what builds your teacher, for samples as data.name has them"
+    )
     distill.add_argument("--teacher-run", metavar="RUN", type=Path, help="take the finished teacher of another run")
     distill.add_argument("--weights", metavar="FILE", type=Path, help="safetensors with the weights of --teacher")
     add_pipeline(distill)
@@ -102,8 +106,6 @@ def run_demo(options: argparse.Namespace) -> int:
 
     settings = read_settings(options)
     refuse_pipeline(settings)
-    if options.seed is not None:
-        settings = replace(settings, run=replace(settings.run, seed=options.seed))
     run = open_run(options, settings)
     phases = Phases()
     metrics = demo(settings, run.path, resume=run.path.exists(), phases=phases)
@@ -142,7 +144,10 @@ def run_train_teacher(options: argparse.Namespace) -> int:
     run.write_settings(settings)
     train_teacher(settings, dataset, run, context, resume=resume_choice(options))
     if context.world.is_main:
-        print(f"teacher in {run.path / 'teacher.safetensors'}")
+        place = shlex.quote(str(run.path))
+        print(
+            f"teacher in {run.path / 'teacher.safetensors'}; next: mfd-fast distill, the same settings, --run {place}"
+        )
     return 0
 
 
@@ -194,10 +199,7 @@ def run_distill(options: argparse.Namespace) -> int:
         factory = source.read_description("teacher").get("factory")
     distill(teacher, settings, data, run.path, resume=resume_choice(options), factory=factory, context=context)
     if context.world.is_main:
-        trust = " --trust-code" if factory else ""
-        print(
-            f"student in {run.path / 'student.safetensors'}; try: mfd-fast sample {run.path} --grid samples.png{trust}"
-        )
+        print(f"student in {run.path / 'student.safetensors'}; {what_next(run)}")
     return 0
 
 
@@ -323,17 +325,20 @@ def run_report(options: argparse.Namespace) -> int:
 
 
 def finish(run: RunFolder, metrics: Mapping[str, Any], phases: Phases) -> None:
-    """Write the report, add its time to the metrics, and say what came out."""
+    """Say what came out, write the report, and add its time to the metrics."""
     from mfd_fast.report import write_report
 
-    with phases.phase("report"):
-        report = write_report(run.path)
+    for line in _result_lines(metrics):
+        print(line, flush=True)
+    try:
+        with phases.phase("report"):
+            report = write_report(run.path)
+    except ModuleNotFoundError as error:  # the numbers are there, in metrics.json too
+        raise ModuleNotFoundError(f"{error}; then: mfd-fast report {shlex.quote(str(run.path))}") from error
     merged = dict(metrics)
     merged["seconds"] = metrics["seconds"] | {"report": phases.seconds["report"]}
     merged["cpu_seconds"] = metrics["cpu_seconds"] | {"report": phases.cpu_seconds["report"]}
     write_json(run.path / "metrics.json", merged)
-    for line in _result_lines(metrics):
-        print(line)
     print(f"report: {report}")
 
 
@@ -341,11 +346,12 @@ def _result_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What was measured, one line for each role and number of steps."""
     if "occupancy" in metrics:
         for row in metrics["occupancy"]["rows"]:
-            steps = f"{row['steps']:>4} step{'s' if row['steps'] != 1 else ' '}" if row["steps"] else " " * 10
+            steps = f"{row['steps']:>4} step{'s' if row['steps'] != 1 else ' '}" if row["steps"] else ""
+            name = f"{YARDSTICKS.get(row['role'], row['role']):8} {steps}"
             if "mean_iou" in row:
-                yield f"{row['role']:8} {steps}  IoU {row['mean_iou']:5.2f}  mIoU {row['mean_miou']:5.2f}"
+                yield f"{name:19}  IoU {row['mean_iou']:5.2f}  mIoU {row['mean_miou']:5.2f}"
             else:
-                yield f"{row['role']:8} {steps}  distance of latents {row['mean_latent_rms']:.3f}"
+                yield f"{name:19}  distance of latents {row['mean_latent_rms']:.3f}"
         if metrics["occupancy"]["scored"] == "latents":
             yield "latents were compared: IoU needs --labels, and to decode them --occfm-repo with --occfm-checkpoint"
         return

@@ -39,7 +39,7 @@ def load_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
             raise ValueError(f"options: {_unknown(f'option of dataset {name!r}', option, known - {'root'})}")
     if root is not None:
         if "root" not in known:
-            raise ValueError(f"root: dataset {name!r} has no files, got {str(root)!r}")
+            raise ValueError(f"root: dataset {name!r} has no files: leave data.root out, got {str(root)!r}")
         options["root"] = Path(root)
     return function(**options)
 

@@ -46,7 +46,9 @@ def cifar10(root: Path | None = None, conditional: bool = True) -> Dataset:
     Raises ValueError without a root or for a damaged file, FileNotFoundError for a missing one.
     """
     if root is None:
-        raise ValueError("root: dataset 'cifar10' is read from a local copy; expected its folder, got None")
+        raise ValueError(
+            "root: dataset 'cifar10' is read from a local copy: give its folder (--set data.root=FOLDER), got None"
+        )
     batches = _read_batches(Path(root))
     training = [batches[name] for name in _TRAINING]
     held_out = batches["test_batch"]

@@ -31,14 +31,11 @@ def distance_figure(record: RunRecord, theme: Theme) -> "Figure | None":
     if not any(roles.values()):
         return None
     figure, (axes,) = new_figure()
-    for role, distances in roles.items():
-        _mark_distances(axes, role, distances, theme)
     floor = finite(record.metrics.get("data_half_half"))
+    for role, distances in roles.items():
+        _mark_distances(axes, role, distances, floor, theme)
     if floor is not None:
-        axes.axhline(floor, color=theme.data, linestyle="--", linewidth=1.5)
-        label = f"two halves of the real data {show(floor)}"
-        place = ("axes fraction", "data")
-        axes.annotate(label, (1, floor), (0, -4), place, "offset points", color=theme.data, ha="right", va="top")
+        _dashed(axes, floor, f"two halves of the real data {show(floor)}", theme)
     steps = sorted({step for distances in roles.values() for step in distances})
     drawn = [value for distances in roles.values() for value in distances.values()] + ([floor] if floor else [])
     axes.set_xscale("log")
@@ -53,13 +50,19 @@ def distance_figure(record: RunRecord, theme: Theme) -> "Figure | None":
     return figure
 
 
-def _mark_distances(axes: "Axes", role: str, distances: dict[int, float], theme: Theme) -> None:
+def _dashed(axes: "Axes", value: float, words: str, theme: Theme) -> None:
+    """A dashed line at a value to compare with, explained above the axes: beside it curves cross its words."""
+    axes.axhline(value, color=theme.data, linestyle="--", linewidth=1.5)
+    axes.set_title(f"\u2013 \u2013 \u2013  {words}", color=theme.data)
+
+
+def _mark_distances(axes: "Axes", role: str, distances: dict[int, float], floor: float | None, theme: Theme) -> None:
     colour = theme.of(role)
     marker = "D" if role == "student" else "o"
     axes.plot(list(distances), list(distances.values()), color=colour, marker=marker, markersize=8)
     for i, (steps, value) in enumerate(distances.items()):
         label = f"{role} {show(value)}" if i == 0 else show(value)
-        below = role == "student"
+        below = role == "student" or (i > 0 and floor is not None and value <= floor)  # away from the dashed line
         offset, side = ((10, -3 if below else 3), "left") if i == 0 else ((0, -9 if below else 9), "center")
         text = axes.annotate(label, (steps, value), offset, textcoords="offset points", color=colour, ha=side)
         text.set(va="top" if below else "bottom", fontweight="bold" if i == 0 else "normal")
@@ -94,9 +97,7 @@ def spread_figure(record: RunRecord, theme: Theme) -> "Figure | None":
     reference = sample_spread(record)
     if figure is not None and reference is not None:
         axes = figure.axes[0]
-        axes.axhline(reference[1], color=theme.data, linestyle="--", linewidth=1.5)
-        place = ("axes fraction", "data")
-        axes.annotate(reference[0], (0.02, reference[1]), (0, 4), place, "offset points", color=theme.data, va="bottom")
+        _dashed(axes, reference[1], f"{reference[0]} {show(reference[1])}", theme)
         axes.margins(y=0.15)
     return figure
 

@@ -127,6 +127,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "seconds": _draw(SECONDS, record),
         "phases": _phases(record),
         "versions": [(name, _plain(value)) for name, value in record.versions.items()],
+        "next_step": words.next_step(record),
         "commands": _commands(record),
         "problems": problems,
     }
@@ -183,6 +184,6 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
         trust = " --trust-code" if "factory" in record.student_network else ""
         sample = f"mfd-fast sample {place} --num 64 --seed 0 --out samples.npz{trust}"
         rows.append(("Samples from its student", sample))
-        rows.append(("Measure its student again", f"mfd-fast evaluate {place}{trust}"))
+        rows.append(("Measure its student again", words.next_step(record)))
     rows.append(("Write this page again", f"mfd-fast report {place}"))
     return rows

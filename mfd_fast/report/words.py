@@ -1,6 +1,7 @@
 """The numbers of a run in plain words: its verdict, its facts and its table of metrics."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -71,9 +72,10 @@ def distance_name(metrics: Mapping[str, Any]) -> str:
 
 def next_step(record: RunRecord) -> str:
     """The command that shows how good a finished student is."""
+    place = shlex.quote(record.place)
     if record.is_pictured:
-        return f"mfd-fast sample {record.place} --images pictures"
-    return f"mfd-fast evaluate {record.place}"
+        return f"mfd-fast sample {place} --images pictures"
+    return f"mfd-fast evaluate {place}" + (" --trust-code" if "factory" in record.student_network else "")
 
 
 def verdict(record: RunRecord) -> Verdict:
@@ -87,9 +89,10 @@ def verdict(record: RunRecord) -> Verdict:
     if record.student_log:
         updates = last_update(record.student_log, record.auxiliary_log)
         sentence = f"This run has not been evaluated yet; its log ends at update {updates:,} of the distillation."
-        return Verdict(
-            "unknown", sentence, f"To {'look at' if record.is_pictured else 'measure'} it: {next_step(record)}"
-        )
+        if not record.student:
+            return Verdict("unknown", sentence, "It is not finished: the command that began it goes on with --resume.")
+        detail = f"To {'look at' if record.is_pictured else 'measure'} it: {next_step(record)}"
+        return Verdict("unknown", sentence, detail)
     if record.teacher_log or record.teacher:
         return Verdict("unknown", "Only the teacher has been trained so far; there is no student yet.", "")
     return Verdict("unknown", "Nothing has been recorded in this run folder yet.", "")
@@ -202,7 +205,7 @@ def metric_rows(record: RunRecord) -> list[MetricRow]:
     rows.extend(_by_role(metrics, key, title, explanation) for key, title, explanation in _SHARES)
     nearest = numbers(metrics.get("nearest_neighbour"))
     explanation = (
-        "Mean distance from a sample to the closest training example. Near the value of held-out real data is right; "
+        "Median distance from a sample to the closest training example. Near the value of held-out real data is right; "
         "far below it would mean copying."
     )
     near = [show(nearest.get(role)) for role in ("teacher", "student", "held_out")]

@@ -60,8 +60,8 @@ class Monitor:
         self._shown |= shown
         if self._plain_every and (update % self._plain_every == 0 or update == self._total):
             figures = "".join(f", {name} {value:.4g}" for name, value in self._shown.items())
-            left = self.seconds / max(1, update) * (self._total - update)
-            print(f"{self._title}: {update}/{self._total} updates{figures}, about {left:.0f} s left", flush=True)
+            left = self._bar.format_interval(self.seconds / max(1, update) * (self._total - update))
+            print(f"{self._title}: {update}/{self._total} updates{figures}, about {left} left", flush=True)
         if not self._bar.disable:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in self._shown.items()}, refresh=False)
             self._bar.update(update - self._bar.n)

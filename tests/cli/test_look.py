@@ -196,3 +196,16 @@ def test_recommend_within_limits(cli: Any, refused: Any, finished: Path) -> None
     (marked,) = [line for line in result.out.splitlines() if line.startswith("->")]
     assert float(marked.split()[-2]) <= 4
     assert "--rows must be at least 1, got 0" in refused("recommend", finished, "--rows", "0")
+
+
+def test_what_was_measured_is_said_where_the_report_cannot_be_written(
+    cli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "report.html").unlink(missing_ok=True)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = cli("evaluate", run)
+    assert result.code == 2
+    assert result.out.startswith("measuring samples of the teacher and of the student\n")
+    assert "student     1 step " in result.out
+    assert f"then: mfd-fast report {run}" in result.err
+    assert (run / "metrics.json").is_file()

@@ -1,4 +1,5 @@
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 import mfd_fast
 from mfd_fast.cli import look
+from mfd_fast.cli.examples import EXAMPLES
+from mfd_fast.cli.main import parse
 
 COMMANDS = ("demo", "train-teacher", "distill", "sample", "evaluate", "report", "info", "doctor")
 
@@ -29,6 +32,14 @@ def test_every_command_explains_itself(cli: Any, command: str) -> None:
     result = cli(command, "--help")
     assert result.code == 0
     assert f"mfd-fast {command}" in result.out
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_ends_with_examples_that_can_be_typed(cli: Any, command: str) -> None:
+    out = cli(command, "--help").out
+    for example in EXAMPLES[command]:
+        assert f"\n  {example}\n" in out
+        assert parse(shlex.split(example)[1:]).command == command
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mfd_fast import load_student
 from mfd_fast.cli import main
+from mfd_fast.cli.options import what_next
 from mfd_fast.data.prompt_store import PromptStore
 from mfd_fast.data.verify import damaged_files, recorded_digests
 from mfd_fast.ops import quantized_linear
@@ -62,13 +63,14 @@ def finished_sana(sana: Sana, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prompts_are_encoded_and_broken_lines_shown(cli: Any, sana: Sana, tmp_path: Path) -> None:
-    result = cli(*sana.encode[:2], tmp_path / "out", *sana.encode[3:])
+    result = cli(*sana.encode[:2], tmp_path / "an out", *sana.encode[3:])
     assert result.code == 0
+    assert f"--pipeline {sana.pipeline} --set 'data.root={tmp_path / 'an out'}'" in result.out
     assert "12 prompts in " in result.out
     assert "2 broken lines" in result.out
     assert "line 4: expected image, prompt, score" in result.out
-    assert damaged_files(recorded_digests(tmp_path / "out")) == {}
-    again = cli(*sana.encode[:2], tmp_path / "out", *sana.encode[3:])
+    assert damaged_files(recorded_digests(tmp_path / "an out")) == {}
+    again = cli(*sana.encode[:2], tmp_path / "an out", *sana.encode[3:])
     assert again.code == 0
 
 
@@ -83,6 +85,13 @@ def test_the_run_folder_holds_no_backbone(finished_sana: Path) -> None:
     assert {"student", "auxiliary", "optimizer_student", "optimizer_auxiliary"} <= checkpoint.tensors.keys()
     lines = [json.loads(line) for line in (finished_sana / "log.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_what_to_do_next_is_said(finished_sana: Path) -> None:
+    words = what_next(RunFolder(finished_sana))
+    first, second = words.splitlines()
+    assert first == f"try: mfd-fast sample {finished_sana} --grid samples.png"
+    assert second == f"for diffusers: mfd-fast export {finished_sana} lora"
 
 
 def pixels(path: Path | str) -> Any:

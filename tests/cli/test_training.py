@@ -1,6 +1,8 @@
 """``train-teacher`` and ``distill``: settings, folders, teachers of one's own, resume and fresh."""
 
 import json
+import re
+import shlex
 import shutil
 import sys
 import threading
@@ -58,7 +60,7 @@ def test_settings_come_from_preset_file_and_flags(cli: Any, points: list[str], t
     (tmp_path / "mine.toml").write_text('preset = "mixture-2d"\n[teacher]\nupdates = 3\nlog_every = 1\n')
     result = cli("train-teacher", *points, "--settings", "mine.toml", "--set", "teacher.updates=2")
     assert result.code == 0
-    assert result.out.endswith("teacher in runs/mixture-2d/teacher.safetensors\n")
+    assert "teacher in runs/mixture-2d/teacher.safetensors; next: mfd-fast distill" in result.out
     kept = RunFolder(Path("runs/mixture-2d")).read_settings()
     assert (kept.preset, kept.teacher.updates, kept.teacher.log_every) == ("mixture-2d", 2, 1)
     assert [line["update"] for line in lines(Path("runs/mixture-2d/teacher_log.jsonl"))] == [1, 2]
@@ -123,7 +125,7 @@ def test_what_is_finished_is_not_repeated(cli: Any, run: Path, points: list[str]
 
 def test_fresh_starts_anew(cli: Any, run: Path, points: list[str]) -> None:
     (run / "old").touch()
-    result = cli("train-teacher", "--run", run, *points, "--fresh", "--set", "run.seed=3")
+    result = cli("train-teacher", "--run", run, *points, "--fresh", "--seed", "3")
     assert result.code == 0
     assert not (run / "old").exists()
     assert not (run / "student.json").exists()
@@ -246,18 +248,20 @@ def test_the_teacher_of_another_run(cli: Any, refused: Any, run: Path, points: l
 
 @pytest.mark.parametrize("roles", ["full", "lora"])
 def test_a_teacher_of_the_users_own(roles: str, cli: Any, weights: Path, points: list[str]) -> None:
+    place = "my run"
     result = cli(
-        *("distill", "--run", "run", "--teacher", "own_teacher:make", "--weights", weights, *points),
+        *("distill", "--run", place, "--teacher", "own_teacher:make", "--weights", weights, *points),
         *("--set", f"distill.roles={roles}", "--set", "distill.lora_rank=2"),
     )
     assert result.code == 0
-    assert "student in run/student.safetensors; try: mfd-fast sample run" in result.out
-    run = RunFolder(Path("run"))
+    for tool, words in (("try", "sample"), ("measure it", "evaluate")):  # what it tells to type works as it is
+        (told,) = re.findall(rf"{tool}: mfd-fast ({words} .*)", result.out)
+        assert cli(*shlex.split(told)).code == 0
+    run = RunFolder(Path(place))
     assert run.read_description("teacher") == {"factory": "own_teacher:make"}
     assert run.read_teacher(trust_code=True)(torch.ones(1, 2), torch.ones(1)).abs().sum() > 0
-    assert load_student("run", trust_code=True).sample(4).shape == (4, 2)
-    assert cli("sample", "run", "--num", "4", "--out", "samples.npz", "--trust-code").code == 0
-    assert cli("info", "run").code == 0
+    assert load_student(place, trust_code=True).sample(4).shape == (4, 2)
+    assert cli("info", place).code == 0
 
 
 def test_a_run_of_the_users_own_factory_is_resumed(cli: Any, refused: Any, weights: Path, points: list[str]) -> None:

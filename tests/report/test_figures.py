@@ -49,8 +49,21 @@ def test_the_distance_figure_shows_the_measured_points(record: RunRecord) -> Non
     assert points[:2] == [[[1, 375.2], [10, 8.41], [100, 2.1]], [[1, 1.93]]]
     assert axes.lines[2].get_ydata()[0] == 0.85
     assert axes.get_yscale() == "log"
-    written = {text.get_text() for text in axes.texts}
-    assert {"teacher 375", "student 1.93", "two halves of the real data 0.850"} <= written
+    assert {"teacher 375", "student 1.93"} <= {text.get_text() for text in axes.texts}
+    assert axes.get_title(loc="left").endswith("two halves of the real data 0.850")
+
+
+@pytest.mark.parametrize("floor", [5.0, 1.01, 0.3], ids=["above", "between", "below"])
+def test_no_label_of_the_distance_figure_lies_on_another_or_on_the_dashed_line(floor: float, record: RunRecord) -> None:
+    metrics = {"teacher": {"1": 9.92, "10": 0.819, "100": 0.64}, "student": {"1": 0.733}, "data_half_half": floor}
+    with drawing_style(LIGHT):
+        figure = figures.distance_figure(dataclasses.replace(record, metrics=metrics), LIGHT)
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        boxes = [text.get_window_extent() for text in [*axes.texts, axes._left_title]]
+        height = axes.transData.transform((1, floor))[1]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(box.y0 < height < box.y1 for box in boxes)
 
 
 def test_the_velocity_gap_is_on_a_logarithmic_axis_and_leaves_zeros_out(record: RunRecord) -> None:

@@ -96,6 +96,11 @@ def test_the_verdict_before_an_evaluation_tells_how_far_the_run_got(record: RunR
         == "This run has not been evaluated yet; its log ends at update 120 of the distillation."
     )
     assert verdict(trained).detail == f"To measure it: mfd-fast evaluate {record.place}"
+    own = dataclasses.replace(trained, student={"network": {"factory": "mine:make"}}, place="my runs/one")
+    assert verdict(own).detail == "To measure it: mfd-fast evaluate 'my runs/one' --trust-code"
+    stopped = dataclasses.replace(trained, student={})
+    assert "mfd-fast evaluate" not in verdict(stopped).detail
+    assert verdict(stopped).detail.endswith("goes on with --resume.")
     teacher_only = dataclasses.replace(trained, student_log=[], auxiliary_log=[])
     assert verdict(teacher_only).sentence.startswith("Only the teacher has been trained")
     nothing = dataclasses.replace(teacher_only, teacher_log=[], teacher={})

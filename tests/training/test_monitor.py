@@ -72,8 +72,14 @@ def test_without_a_terminal_a_few_plain_lines_are_printed(tmp_path: Path, capsys
     assert captured.err == ""
     assert len(printed) == 20
     assert printed[0].startswith("work: 5/99 updates, about ")
-    assert printed[0].endswith(" s left")
-    assert printed[-1].startswith("work: 99/99 updates, loss 0.25, about 0 s left")
+    assert printed[0].endswith(" left")
+    assert printed[-1].startswith("work: 99/99 updates, loss 0.25, about 00:00 left")
+
+
+def test_what_is_left_of_a_long_run_is_said_in_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with make(tmp_path, total=100, seconds=3600.0) as monitor:
+        monitor.advance(5, {})
+    assert ", about 19:00:0" in capsys.readouterr().out
 
 
 def test_on_a_terminal_there_is_a_bar(
