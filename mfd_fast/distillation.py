@@ -74,11 +74,8 @@ def distill(
     if not resume and folder.distill_checkpoints().exists():
         raise ValueError(f"{folder.path} already holds a distillation: pass resume=True, or choose another folder")
     task = data if isinstance(data, Task) else Task.from_dataset(data, teacher)
-    check_fit(settings.distill, task, teacher)
     needs = method_from(settings.distill).needs
-    check_settings(needs, settings.distill, context.world.size)
-    check_runner(settings.distill, context.device)
-    check_task(needs, settings.distill.method, teacher, task.samples, task.negative_condition)
+    check_all(needs, settings.distill, task, teacher, context)
     network = network_description(teacher, factory)
     if "pipeline" not in network and context.world.is_main and folder.has_network("teacher"):
         check_same_teacher(folder, teacher)
@@ -104,7 +101,28 @@ def distill(
             note_start(folder.path, begun)
         if "pipeline" not in network and not folder.has_network("teacher"):
             folder.write_network("teacher", dict(teacher.state_dict()), network)
-    options = LoopOptions(
+    options = loop_options(settings, folder, training, network, resume, context)
+    with named_knobs(settings.distill, context.world.size):
+        run_training(training, options, context.world)
+    training.settle_student()
+    state = roles.state_dict("student")
+    if context.world.is_main:
+        folder.write_network("student", state, student_description(network, task, settings.distill, needs))
+    context.world.barrier()
+    return student
+
+
+def loop_options(
+    settings: Settings,
+    folder: RunFolder,
+    training: DistillTraining,
+    network: dict[str, Any],
+    resume: Resume,
+    context: Context,
+) -> LoopOptions:
+    """Where and how the loop of a distillation runs; ``network`` describes the teacher."""
+    seed = settings.run.seed
+    return LoopOptions(
         log=folder.path / "log.jsonl",
         checkpoints=folder.distill_checkpoints(),
         tensorboard=folder.path / "tensorboard" / "distill" if settings.run.tensorboard else None,
@@ -116,14 +134,14 @@ def distill(
         resume=resume,
         deadline=context.deadline,
     )
-    with named_knobs(settings.distill, context.world.size):
-        run_training(training, options, context.world)
-    training.settle_student()
-    state = roles.state_dict("student")
-    if context.world.is_main:
-        folder.write_network("student", state, student_description(network, task, settings.distill, needs))
-    context.world.barrier()
-    return student
+
+
+def check_all(needs: Needs, settings: DistillSettings, task: Task, teacher: nn.Module, context: Context) -> None:
+    """Raise ValueError if method, settings, task, teacher and machine do not fit each other."""
+    check_fit(settings, task, teacher)
+    check_settings(needs, settings, context.world.size)
+    check_runner(settings, context.device)
+    check_task(needs, settings.method, teacher, task.samples, task.negative_condition)
 
 
 def check_fit(settings: DistillSettings, task: Task, teacher: nn.Module) -> None:

@@ -77,9 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with raise_on_preemption() if hasattr(options, "resume") else nullcontext():
             code: int = options.run_command(options)
     except Interrupted as stop:
-        again = "with --resume auto in place of --fresh" if getattr(options, "fresh", False) else "with --resume auto"
         if is_first_process():
-            print(f"\n{stop}\nThe same command {again} goes on from there.", file=sys.stderr)
+            print(f"\n{stop}\n{_how_to_go_on(options)} goes on from there.", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\nmfd-fast: stopped", file=sys.stderr)
@@ -93,6 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         leave_world()
     return code
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    """Which command continues one that was stopped; the demo, also by make, goes on by itself."""
+    resume = [] if options.command == "demo" else ["with --resume auto"]
+    fresh = ["in place of --fresh" if resume else "without --fresh"] if getattr(options, "fresh", False) else []
+    return " ".join(["The same command", *resume, *fresh])
 
 
 def _one_line(error: Exception) -> str:

@@ -76,6 +76,16 @@ def test_demo_on_points(cli: Any, points: list[str]) -> None:
     assert "real data, half against half" in result.out
 
 
+def test_a_stopped_demo_goes_on_by_itself(cli: Any, points: list[str]) -> None:
+    for fresh, words in (((), ""), (("--fresh",), " without --fresh")):
+        result = cli("demo", *points, *fresh, "--time-limit", "0.000001")
+        assert result.code == 75
+        assert result.err.endswith(f"\nThe same command{words} goes on from there.\n")
+    result = cli("demo", *points)
+    assert result.code == 0
+    assert "teacher: resumed after 1 updates" in result.out
+
+
 def test_another_seed_in_the_same_folder_is_refused(refused: Any, run: Path, points: list[str]) -> None:
     message = refused("demo", "--run", run, "--seed", "1", *points)
     assert "run.seed was 0, is 1" in message
