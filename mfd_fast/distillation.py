@@ -16,11 +16,11 @@ from mfd_fast.methods.base import Needs
 from mfd_fast.models import MODELS, describe_model
 from mfd_fast.models.base import VelocityNetwork
 from mfd_fast.models.sana import SanaNetwork
+from mfd_fast.module_copies import shared_copy
 from mfd_fast.pipelines import weights_digest
 from mfd_fast.previews import sample_hook
 from mfd_fast.run_folder import RunFolder
 from mfd_fast.settings_io import lasting_settings
-from mfd_fast.sharing import shared_copy
 from mfd_fast.streams import derive_seed
 from mfd_fast.student import Student
 from mfd_fast.task import Task

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mfd_fast.ops.mlp_program import NotAnMLP, ProgramBuilder, Slot, activation_name
 from mfd_fast.path import expand_times
-from mfd_fast.preparing import PreparesInner
+from mfd_fast.prepared_conditions import PreparesInner
 from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField, shares_backbone
 
 TimeRange = tuple[float, float]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.path import expand_times
-from mfd_fast.preparing import prepared
+from mfd_fast.prepared_conditions import prepared
 from mfd_fast.rows import can_concatenate, concatenate, first_rows
 from mfd_fast.types import Condition, ConditionGroup, RowGroup, VelocityField, shares_backbone
 

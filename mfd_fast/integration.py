@@ -8,7 +8,7 @@ from torch import Tensor
 from mfd_fast.guidance import Guidance, guide
 from mfd_fast.pairing import PairedField
 from mfd_fast.partial_guidance import NegativeVelocities, PartlyGuided, check_savings
-from mfd_fast.preparing import prepared
+from mfd_fast.prepared_conditions import prepared
 from mfd_fast.rollout import checks
 from mfd_fast.rollout.execute import RolloutOptions
 from mfd_fast.rollout.finite import bad_rows, defer_check, locate, mark_bad_rows, raise_deferred

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mfd_fast.guidance import combine, complete_negative
-from mfd_fast.preparing import prepared
+from mfd_fast.prepared_conditions import prepared
 from mfd_fast.types import Condition, ConditionGroup, RowGroup, SharedBackbone, VelocityField, shares_backbone
 
 

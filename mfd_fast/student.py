@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mfd_fast.preparing import prepared
+from mfd_fast.prepared_conditions import prepared
 from mfd_fast.rows import check_rows, first_rows, map_tensors, select_rows
 from mfd_fast.samplers import SAMPLERS, SamplerStep
 from mfd_fast.streams import make_generator, standard_normal

@@ -104,7 +104,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Measure every whole checkpoint of the distillation that has no distance yet; exit code 1 if none is whole."""
-    from mfd_fast.judging import make_judge, restore_student
+    from mfd_fast.checkpoint_students import make_judge, restore_student
     from mfd_fast.training.scores import read_scores, write_score
 
     run, settings, dataset = _with_data(options.folder)
@@ -129,7 +129,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def run_extract(options: argparse.Namespace) -> int:
     """Write the student of a checkpoint as a run of its own."""
-    from mfd_fast.judging import restore_student, write_run
+    from mfd_fast.checkpoint_students import restore_student, write_run
     from mfd_fast.training.scores import best_names
 
     run, settings, dataset = _with_data(options.folder)

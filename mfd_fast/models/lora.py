@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mfd_fast.models.options import nearest
 from mfd_fast.models.row_groups import GroupedNetwork, RowSpans, joined_rows, merged_groups
-from mfd_fast.sharing import copied_module, shared_copy
+from mfd_fast.module_copies import copied_module, shared_copy
 from mfd_fast.types import RowGroup
 
 

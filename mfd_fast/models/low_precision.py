@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast.models.lora import replace_modules
+from mfd_fast.module_copies import shared_copy
 from mfd_fast.ops.quantized_linear import quantize_rows, quantized_linear
-from mfd_fast.sharing import shared_copy
 
 
 class QuantizedLinear(nn.Module):

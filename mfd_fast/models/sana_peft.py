@@ -7,7 +7,7 @@ from torch import nn
 from mfd_fast.models.lora import replace_modules
 from mfd_fast.models.options import nearest
 from mfd_fast.models.sana import SanaRoles
-from mfd_fast.sharing import shared_copy
+from mfd_fast.module_copies import shared_copy
 
 
 def roles_from_peft(

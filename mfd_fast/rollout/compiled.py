@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mfd_fast import native
+from mfd_fast.module_copies import shared_copy
 from mfd_fast.rollout.identity import attributes, structure
-from mfd_fast.sharing import shared_copy
 from mfd_fast.types import VelocityField, calls_network
 
 INNER = ("field", "teacher", "auxiliary")

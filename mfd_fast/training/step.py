@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mfd_fast.module_copies import copied_module
 from mfd_fast.rollout.compiled import NotCompilable, own_code, use_onednn, with_copies
 from mfd_fast.rows import first_rows
-from mfd_fast.sharing import copied_module
 from mfd_fast.student import Student
 from mfd_fast.types import VelocityField
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mfd_fast.config import DistillSettings, OptimizerSettings
-from mfd_fast.sharing import copied_module, shared_copy
+from mfd_fast.module_copies import copied_module, shared_copy
 from mfd_fast.training.context import Context
 from mfd_fast.training.distributed import everybody_there, leave_world, of_a_message
 from mfd_fast.training.optimizing import PRECISIONS, make_optimizer
