@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from mfd_fast import __version__
 from mfd_fast.cli import bench, checkpoints, estimate, export, look, occupancy, prompts, reproduce, runs, verify
@@ -69,8 +69,8 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``mfd-fast`` with ``arguments`` (default: the process's); returns the exit code.
 
-    0: done; 1: the work failed; 2: wrong input; 75: stopped by SIGTERM, SIGUSR1 or the time limit, to be started again
-    with ``--resume auto``; 130: stopped by Ctrl-C.
+    0: done; 1: the work failed; 2: wrong input; 75: stopped by SIGTERM, SIGUSR1, SIGHUP, the time limit, or as nobody
+    reads its output, to be started again with ``--resume auto``; 130: stopped by Ctrl-C.
     """
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = options.run_command(options)
     except Interrupted as stop:
         if is_first_process():
-            print(f"\n{stop}\n{_how_to_go_on(options)} goes on from there.", file=sys.stderr)
+            with suppress(OSError):  # the terminal may be what has gone
+                print(f"\n{stop}\n{_how_to_go_on(options)} goes on from there.", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("\nmfd-fast: stopped", file=sys.stderr)

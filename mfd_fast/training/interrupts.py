@@ -12,6 +12,8 @@ EXIT_RESUMABLE = 75
 
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they take a machine away."""
+HANG_UP = signal.SIGHUP
+"""What comes when a terminal closes, as of an ssh connection that broke."""
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -51,11 +53,12 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
-    """Inside, SIGINT, SIGTERM and SIGUSR1 are noted; a second SIGINT acts as it always does.
+    """Inside, SIGINT, SIGTERM, SIGUSR1 and SIGHUP are noted; a second SIGINT acts as it always does.
 
     Where SIGINT was ignored, as shells have it for what they start in the background, a second one raises
     KeyboardInterrupt: whoever sends two to such a process means it.
-    A second SIGTERM or SIGUSR1 does nothing: launchers pass on what the process has already got. Signals reach only
+    SIGHUP stays ignored where it was: that is what nohup does.
+    A second one of the others does nothing: launchers pass on what the process has already got. Signals reach only
     the main thread of a process; elsewhere nothing changes.
     """
     request = StopRequest(deadline)
@@ -67,19 +70,25 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, at_once)
 
-    with _handled(dict.fromkeys((signal.SIGINT, *PREEMPTION), note)):
+    with _handled(dict.fromkeys((signal.SIGINT, *_from_outside()), note)):
         yield request
 
 
 @contextmanager
 def raise_on_preemption() -> Iterator[None]:
-    """Inside, and outside of trainings, SIGTERM and SIGUSR1 raise `Interrupted`: nothing needs to be saved there."""
+    """Inside, and outside of trainings, SIGTERM, SIGUSR1 and SIGHUP (unless that is ignored) raise `Interrupted`:
+    nothing needs to be saved there.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number, f"stopped by {signal.Signals(number).name} between trainings")
 
-    with _handled(dict.fromkeys(PREEMPTION, leave)):
+    with _handled(dict.fromkeys(_from_outside(), leave)):
         yield
+
+
+def _from_outside() -> tuple[signal.Signals, ...]:
+    return PREEMPTION if signal.getsignal(HANG_UP) == signal.SIG_IGN else (*PREEMPTION, HANG_UP)
 
 
 @contextmanager

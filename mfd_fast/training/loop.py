@@ -151,18 +151,25 @@ def _run(
             shown = {f"{result.role} loss": float(result.loss.detach())}
         monitor.advance(update + 1, shown)
         training.after_update(update + 1)
-        stopping = world.any(bool(stop))
+        stopping = world.any(bool(stop) or monitor.unheard)
         finished = update + 1 == training.total_updates
         if finished or stopping or training.checkpoint_due(update + 1):
             unread.read()
             _save(training, options, world, monitor, update + 1, skips.total, unusual)
         if stopping and not finished:
-            reason = ", the time limit is reached" if stop.signal_number is None and stop.out_of_time else ""
             raise Interrupted(
                 stop.signal_number,
-                f"{training.title} stopped after {update + 1} of {training.total_updates} updates{reason}; "
+                f"{training.title} stopped after {update + 1} of {training.total_updates} updates"
+                f"{_reason(stop, monitor)}; "
                 f"it is saved in {options.checkpoints}",
             )
+
+
+def _reason(stop: StopRequest, monitor: Monitor) -> str:
+    """Why a training stops that nobody has sent a signal; those who send one know."""
+    if stop.signal_number is None and monitor.unheard:
+        return ", nobody reads its output any more"
+    return ", the time limit is reached" if stop.signal_number is None and stop.out_of_time else ""
 
 
 def _log_line(result: Update, skipped: int, world: World) -> dict[str, Value]:

@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -30,6 +33,8 @@ class Monitor:
         self._plain_every = max(1, math.ceil(total / 20)) if enabled and self._bar.disable else 0
         self._title, self._total = title, total
         self._shown: dict[str, float] = {}
+        self.unheard = False
+        """Whether the reader of a pipe that was printed to has gone, as of ``| head``."""
         if enabled:
             cut_log(log, start)
             self._file = log.open("a", encoding="utf-8")
@@ -56,8 +61,18 @@ class Monitor:
                 self._events.add_scalar(prefix + name, value, update)
 
     def advance(self, update: int, shown: Mapping[str, float]) -> None:
-        """Move the bar to ``update`` updates done; the figures shown last stay beside it."""
+        """Move the bar to ``update`` updates done; the figures shown last stay beside it.
+
+        A terminal or a reader that has gone is no reason to lose the update: from then on output goes nowhere.
+        """
         self._shown |= shown
+        try:
+            self._show(update)
+        except OSError as error:
+            self.unheard = isinstance(error, BrokenPipeError)
+            silence(sys.stdout if self._bar.disable else sys.stderr)
+
+    def _show(self, update: int) -> None:
         if self._plain_every and (update % self._plain_every == 0 or update == self._total):
             figures = "".join(f", {name} {value:.4g}" for name, value in self._shown.items())
             left = self._bar.format_interval(self.seconds / max(1, update) * (self._total - update))
@@ -81,6 +96,12 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def silence(stream: TextIO) -> None:
+    """Let all that is still printed to ``stream``, and what it holds back, go nowhere."""
+    with open(os.devnull, "w") as nowhere, suppress(OSError, ValueError):  # not every stream is a file
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def cut_log(log: Path, update: int) -> None:

@@ -51,7 +51,7 @@ def wait_until_it_trains(process: "subprocess.Popen[str]", log: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)], ids=str)
 def test_a_signal_saves_and_the_resumed_run_has_the_same_bits(
     number: int, code: int, whole: Path, finished_points: Path, cli: Any, points: list[str], tmp_path: Path
 ) -> None:
@@ -72,6 +72,27 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_bits(
     result = cli(*arguments, "--resume")
     assert result.code == 0
     assert "distillation: resumed after " in result.out
+    assert (run / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+
+
+@pytest.mark.timeout(180)
+def test_a_reader_that_has_gone_loses_nothing(
+    whole: Path, finished_points: Path, cli: Any, points: list[str], tmp_path: Path
+) -> None:
+    """As ``mfd-fast distill ... | head -1`` has it: saved, with the reason for whoever reads the errors."""
+    run = tmp_path / "run"
+    arguments = ["distill", "--run", str(run), "--teacher-run", str(finished_points), *points, *MORE]
+    with start(arguments) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("distillation: ")
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 75
+    assert "updates, nobody reads its output any more; it is saved in" in said
+    assert "Traceback" not in said
+    assert "BrokenPipeError" not in said
+    assert cli(*arguments, "--resume").code == 0
     assert (run / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
 
 

@@ -8,15 +8,17 @@ import pytest
 
 from mfd_fast.training.interrupts import Interrupted, raise_on_preemption, stop_on_signals
 
-WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
-def interrupts_raise() -> Iterator[None]:
-    """SIGINT as in a program that a terminal runs; one that a shell started in the background inherits it ignored."""
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+def as_in_a_terminal() -> Iterator[None]:
+    """SIGINT and SIGHUP as in a program that a terminal runs; in the background or under nohup they are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    inherited = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, inherited)
+    for number, handler in inherited.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", WATCHED)
@@ -69,7 +71,16 @@ def test_other_threads_leave_signals_alone() -> None:
     assert seen == [(False, before)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    """Under nohup a run goes on when the terminal closes."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with raise_on_preemption(), stop_on_signals() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_what_launchers_send_twice_acts_once(number: int) -> None:
     with stop_on_signals() as stop:
         signal.raise_signal(number)
@@ -79,7 +90,7 @@ def test_what_launchers_send_twice_acts_once(number: int) -> None:
 
 def test_exit_codes() -> None:
     assert Interrupted(signal.SIGINT, "x").exit_code == 130
-    for number in (signal.SIGTERM, signal.SIGUSR1, None):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, None):
         assert Interrupted(number, "x").exit_code == 75
 
 
