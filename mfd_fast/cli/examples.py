@@ -6,10 +6,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "mfd-fast demo --seed 1 --run runs/seed-1",
         "mfd-fast demo --preset mixture-2d --set distill.student_updates=100",
     ),
-    "train-teacher": ("mfd-fast train-teacher --preset mixture-2d --run runs/points",),
+    "train-teacher": (
+        "mfd-fast train-teacher --preset mixture-2d --run runs/points",
+        "mfd-fast train-teacher --set data.name=npz --set data.root=mine.npz --set model.name=dit --run runs/mine",
+    ),
     "distill": (
         "mfd-fast distill --preset mixture-2d --run runs/points",
-        "mfd-fast distill --preset mixture-2d --teacher package.module:factory --weights w.safetensors --run runs/mine",
+        "mfd-fast distill --teacher package.module:factory --set data.name=npz --set data.root=m.npz --run runs/mine",
         "mfd-fast distill --preset cifar10 --set data.root=data --run runs/cifar10 --resume auto --time-limit 23:45:00",
         "mfd-fast distill --preset sana-1600m --dry-run",
     ),

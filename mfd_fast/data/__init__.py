@@ -20,6 +20,7 @@ DATASETS: dict[str, str] = {
     "occupancy": "mfd_fast.data.occupancy:occupancy",
     "occupancy-toy": "mfd_fast.data.occupancy:occupancy_toy",
     "prompts": "mfd_fast.data.prompts:prompts",
+    "npz": "mfd_fast.data.arrays:npz",
 }
 
 
