@@ -14,6 +14,8 @@ from mfd_fast.training.interrupts import Interrupted, raise_on_preemption
 
 EXIT_WRONG_INPUT = 2
 EXIT_FAILED = 1
+LONGEST_PART = 2000
+"""Characters that are shown of either end of a long message."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -103,4 +105,7 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message without line breaks; of one that is a whole log, as a compiler's, its beginning and its end."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    left_out = len(words) - 2 * LONGEST_PART
+    return words if left_out <= 0 else f"{words[:LONGEST_PART]} [... {left_out} characters ...] {words[-LONGEST_PART:]}"

@@ -81,6 +81,10 @@ ERRORS: dict[str, tuple[BaseException, int, str]] = {
     "runtime": (RuntimeError("device lost"), 1, "mfd-fast info failed: device lost\n"),
     "numbers": (FloatingPointError("NaN"), 1, "mfd-fast info failed: NaN\n"),
     "silent": (RuntimeError(), 1, "mfd-fast info failed: RuntimeError\n"),
+    "a whole log": (
+        *(RuntimeError("error: " + "x" * 9989 + "\nlast"), 1),
+        f"mfd-fast info failed: error: {'x' * 1993} [... 6001 characters ...] {'x' * 1995} last\n",
+    ),
     "ctrl-c": (KeyboardInterrupt(), 130, "\nmfd-fast: stopped\n"),
 }
 
