@@ -32,6 +32,7 @@ def write(folder: Path, **changed: Any) -> Path:
 def test_every_array_goes_where_it_belongs(tmp_path: Path) -> None:
     given = arrays(label=np.arange(ROWS) % 4)
     dataset = load_dataset("npz", write(tmp_path, **given), held_out=0.25)
+    assert dataset.name == "npz"
     assert dataset.sample_shape == (3, 5)
     assert (len(dataset.x), len(dataset.held_out_x)) == (30, 10)
     assert dataset.num_classes == 4
