@@ -20,7 +20,7 @@ def test_one_process_says_that_a_run_was_stopped(
         raise Interrupted(signal.SIGTERM, "stopped after 3 updates")
 
     parser = argparse.ArgumentParser()
-    parser.set_defaults(run_command=stop)
+    parser.set_defaults(command="distill", run_command=stop)
     monkeypatch.setattr(sys.modules["mfd_fast.cli.main"], "build_parser", lambda: parser)
     monkeypatch.delenv("RANK", raising=False)
     if rank is not None:
