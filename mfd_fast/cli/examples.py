@@ -8,7 +8,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "train-teacher": (
         "mfd-fast train-teacher --preset mixture-2d --run runs/points",
-        "mfd-fast train-teacher --set data.name=npz --set data.root=mine.npz --set model.name=dit --run runs/mine",
+        "mfd-fast train-teacher --set data.name=npz --set data.root=mine.npz --run runs/mine",
     ),
     "distill": (
         "mfd-fast distill --preset mixture-2d --run runs/points",

@@ -17,9 +17,10 @@ SPLIT_SEED = 20_240_601
 def npz(root: Path | None = None, pictures: bool = False, held_out: float = 0.1) -> Dataset:
     """The arrays of an npz file: ``x`` ``[N, ...]``, and where there are any ``label`` and conditions by their names.
 
-    Every array has N rows. ``label`` ``[N]`` is for networks with classes: whole numbers from 0, as many classes as the
-    largest says. Any other array is handed to the network as the keyword argument of its name, whole numbers as int64,
-    booleans as they are, others as float32. Which rows are held out does not depend on the seed of a run.
+    Every array has N rows. ``label`` ``[N]`` is for networks with ``num_classes``: whole numbers from 0, as many
+    classes as the largest says. Any other array is handed to the network as the keyword argument of its name, whole
+    numbers as int64, booleans as they are, others as float32. Which rows are held out does not depend on the seed of a
+    run.
 
     Args:
         root: the file.
@@ -80,6 +81,8 @@ def _labels(root: Path, array: NDArray[Any]) -> Tensor:
     if array.dtype.kind not in "iu" or array.ndim != 1 or int(array.min()) < 0:
         shape = list(array.shape)
         raise ValueError(f"root: {root}: 'label' needs [N] whole numbers from 0, got {array.dtype} of shape {shape}")
+    if int(array.max()) >= len(array):  # identifiers, say: a network would get a class for each number up to them
+        raise ValueError(f"root: {root}: 'label' numbers classes from 0, got {array.max()} in {len(array)} rows")
     return torch.from_numpy(array.astype(np.int64))
 
 

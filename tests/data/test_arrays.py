@@ -81,6 +81,7 @@ def test_pictures_of_bytes_are_scaled(tmp_path: Path) -> None:
         ({"speed": np.float32(1)}, {}, r"'speed' needs 40 rows, as 'x' has, got shape \[\]"),
         ({"label": np.zeros(ROWS)}, {}, r"'label' needs \[N\] whole numbers from 0, got float64 of shape \[40\]"),
         ({"label": np.arange(ROWS) - 1}, {}, r"'label' needs \[N\] whole numbers from 0, got int64"),
+        ({"label": np.arange(ROWS) + 1}, {}, "'label' numbers classes from 0, got 40 in 40 rows"),
         ({"speed": np.full(ROWS, np.inf)}, {}, "'speed' holds numbers that are not finite in float32"),
         ({}, {"pictures": True}, r"pictures need shape \[N, 1 or 3, H, W\], got \[40, 3, 5\]"),
         (
